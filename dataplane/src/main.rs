@@ -1,0 +1,2 @@
+//! Wirelane.
+fn main() {}
