@@ -1,0 +1,101 @@
+//! What becomes of a packet, and the one list of reasons for which one is dropped.
+
+/// What becomes of a packet. `path.rs` leaves every packet of a batch with one that is not `Pending`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Verdict {
+    /// The stages are not through with it.
+    #[default]
+    Pending,
+    /// Leaves through `Meta::out_port`, with all its headers written.
+    Forward,
+    /// Has been turned into an answer to its sender and leaves through `Meta::out_port`.
+    Reply,
+    /// Goes no further, for `Meta::reason`.
+    Drop,
+    /// Not ours: goes to the node's own kernel, unchanged but for its Ethernet header.
+    Host,
+}
+
+macro_rules! drop_reasons {
+    ($($variant:ident $label:literal $sentence:literal;)*) => {
+        /// Why a packet was dropped. Metric label, protobuf, command line and docs all come from this list.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum DropReason {
+            $(#[doc = $sentence] $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of its number.
+            pub const ALL: &[DropReason] = &[$(DropReason::$variant,)*];
+
+            /// The name in metrics, protobuf and the command line.
+            pub const fn label(self) -> &'static str {
+                match self { $(DropReason::$variant => $label,)* }
+            }
+
+            /// One sentence for people.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(DropReason::$variant => $sentence,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    MalformedEthernet "malformed_ethernet" "The frame is shorter than an Ethernet header.";
+    MalformedArp "malformed_arp" "The ARP packet is truncated or not IPv4 over Ethernet.";
+    MalformedIpv4 "malformed_ipv4" "The IPv4 header is truncated, has a bad length, or a bad version.";
+    BadIpv4Checksum "bad_ipv4_checksum" "The IPv4 header checksum is wrong.";
+    MalformedIpv6 "malformed_ipv6" "The IPv6 header or its extension headers are truncated or inconsistent.";
+    MalformedTransport "malformed_transport" "The TCP, UDP, SCTP or ICMP header is truncated or inconsistent.";
+    MalformedVxlan "malformed_vxlan" "The VXLAN header is truncated, has no VNI flag, or holds no Ethernet frame.";
+    Martian "martian" "The source or destination address can never be that of a connection (multicast, loopback, unspecified).";
+    UnsupportedEtherType "unsupported_ether_type" "A pod or tunnel sent a frame that is neither IPv4, IPv6 nor ARP.";
+    Fragment "fragment" "A fragment of a larger packet: reassembly is not done.";
+    SpoofedSource "spoofed_source" "A pod sent from an address that is not its own.";
+    UnknownVtep "unknown_vtep" "VXLAN came from an address that is no node of the cluster.";
+    WrongVni "wrong_vni" "VXLAN came with another network identifier than the cluster's.";
+    VxlanFromPod "vxlan_from_pod" "A pod sent VXLAN to a node: only nodes may.";
+    NestedTunnel "nested_tunnel" "VXLAN inside VXLAN.";
+    TunnelSourceMismatch "tunnel_source_mismatch" "The inner source address does not belong to the node that sent the VXLAN packet.";
+    TtlExpired "ttl_expired" "The TTL or hop limit ran out here (a time-exceeded message was sent where one is due).";
+    NoRoute "no_route" "No route to the destination.";
+    PortDetached "port_detached" "The destination is a pod of this node that has no port (yet, or any more).";
+    NeighbourUnresolved "neighbour_unresolved" "The next hop's MAC address is not known yet; it has been asked for.";
+    TooBig "too_big" "The packet is larger than the next hop carries (packet-too-big was sent where one is due).";
+    NoBackend "no_backend" "The Service has no backend for this packet (and the answer that is due was sent, or none is).";
+    ServiceUndefined "service_undefined" "The address is in a Service range but is no Service, or not on this port.";
+    ServiceLoop "service_loop" "A packet to a Service address would have been routed on instead of being translated.";
+    PolicyIngress "policy_ingress" "The destination pod is isolated for ingress and no rule allows this.";
+    PolicyEgress "policy_egress" "The source pod is isolated for egress and no rule allows this.";
+    PolicyCut "policy_cut" "A new revision of the policies denies this established connection.";
+    IcmpUnrelated "icmp_unrelated" "An ICMP error that belongs to no live flow.";
+    FlowTableFull "flow_table_full" "No room for a new flow.";
+    SourcePortsExhausted "source_ports_exhausted" "No source port is free to masquerade this connection.";
+    NotConfigured "not_configured" "The tables are empty: the control process has sent none yet.";
+    UnsupportedProtocol "unsupported_protocol" "A protocol that carries no flows here was sent to a Service or needed translation.";
+    TransmitFull "transmit_full" "The outgoing port's ring was full.";
+    ForeignDestination "foreign_destination" "A frame that was not for this node's MAC address or a packet not for its addresses.";
+    NoHeadroom "no_headroom" "The frame has no room for another header.";
+}
+
+/// How many reasons there are.
+pub const DROP_REASONS: usize = DropReason::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_unique_snake_case_and_numbered_in_order() {
+        let mut seen = std::collections::HashSet::new();
+        for (n, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, n);
+            assert!(seen.insert(reason.label()), "{} twice", reason.label());
+            assert!(reason.label().bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'));
+            assert!(reason.sentence().ends_with('.'));
+        }
+    }
+}
