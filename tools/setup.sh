@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# Installs what Wirelane's build, demo, tests and benchmarks need on Debian 12 or later, and only what is missing.
+# Does nothing, quickly and silently, when all is there. Every other script in this folder calls it first.
+#
+#   tools/setup.sh          install what is missing
+#   tools/setup.sh --list   print the packages and what each is for
+#
+# On another system: install what --list names, then set WIRELANE_SKIP_SETUP=1.
+set -euo pipefail
+
+# Debian's package, then what it is for.
+packages() {
+    cat <<'LIST'
+gcc              links every binary; compiles libbpf and libxdp for xsk-rs
+libc6-dev        the C library's headers, and the kernel's with them
+binutils         ld, ar and objcopy, which embed libxdp's programs
+make             builds libbpf
+m4               generates a source file of libxdp
+pkg-config       asked for by libbpf's build
+libelf-dev       libbpf reads BPF objects with it
+zlib1g-dev       libelf and libbpf need it
+clang            compiles the XDP program (target bpf)
+libclang-dev     bindgen reads libbpf's and libxdp's headers with it
+ca-certificates  cargo fetches crates over TLS
+curl             HTTP client of the demo; fetches rustup where Debian has no package of it
+iproute2         ip: network namespaces, links and routes of demo and tests
+ethtool          shows and sets the offloads of links in demo and tests
+iperf3           bulk TCP traffic of the demo
+procps           ps, pgrep and sysctl
+LIST
+}
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: %s\n' "$*" >&2
+    exit 1
+}
+
+main() {
+    case "${1:-}" in
+        --list) packages && return ;;
+        '') ;;
+        *) die "unknown argument '$1' (there is only --list)" ;;
+    esac
+    [ -z "${WIRELANE_SKIP_SETUP:-}" ] || return 0
+
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
+    check_system
+    install_packages
+    install_rust
+    check_rust
+}
+
+check_system() {
+    local ID='' VERSION_ID='' PRETTY_NAME=''
+    # shellcheck source=/dev/null
+    [ ! -r /etc/os-release ] || . /etc/os-release
+    # Debian's testing and unstable have no VERSION_ID: they are later than every release.
+    if [ "$ID" != debian ] || [ "${VERSION_ID:-99}" -lt 12 ]; then
+        die "this is ${PRETTY_NAME:-an unknown system}; only Debian 12 or later is known to work." \
+            "Elsewhere, install what 'tools/setup.sh --list' names and set WIRELANE_SKIP_SETUP=1."
+    fi
+}
+
+install_packages() {
+    local package why installed reasons='' missing=()
+    installed=$(dpkg-query --show --showformat '${db:Status-Status} ${Package}\n')
+    while read -r package why; do
+        grep -qx "installed $package" <<<"$installed" && continue
+        missing+=("$package")
+        reasons+=$(printf '\n  %-16s %s' "$package" "$why")
+    done < <(packages)
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing from Debian:$reasons"
+    apt_install "${missing[@]}"
+}
+
+install_rust() {
+    ! command -v cargo >/dev/null || return 0
+    if apt-cache policy rustup | grep -q 'Candidate: [0-9]'; then
+        say "no cargo found: installing Debian's rustup, and with it the stable toolchain for $(id -un)"
+        apt_install rustup
+        rustup default stable || die 'rustup could not install the toolchain.'
+    else
+        say "no cargo found: installing rustup and the stable toolchain for $(id -un) with rustup's own script"
+        curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs |
+            sh -s -- -y --no-modify-path --profile minimal --component clippy --component rustfmt ||
+            die 'rustup could not be installed; install Rust by hand (https://rustup.rs) and run this again.'
+    fi
+}
+
+check_rust() {
+    local required found
+    required=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    found=$(rustc --version | cut -d ' ' -f 2) || die "cargo is there, but rustc does not run."
+    printf '%s\n' "$required" "${found%%-*}" | sort --check=quiet --version-sort ||
+        die "rustc is $found, but Cargo.toml asks for $required or later: run 'rustup update stable'."
+}
+
+# Prints apt's output only where it fails: what is installed has been said already.
+apt_install() {
+    local log root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null ||
+            die "not root, and there is no sudo. As root, run: apt-get install --no-install-recommends $*"
+        root=(sudo)
+    fi
+    log=$(mktemp)
+    if ! {
+        "${root[@]}" apt-get --quiet update &&
+            "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+                apt-get --quiet --yes --no-install-recommends install "$@"
+    } >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
+        die "apt-get could not install: $*"
+    fi
+    rm -f "$log"
+}
+
+main "$@"
