@@ -1,1 +1,21 @@
-//! Wirelane.
+//! The control process of Wirelane: Kubernetes objects in, dataplane tables out.
+//!
+//! What comes in passes through these, in order:
+//!
+//! | module | does |
+//! |---|---|
+//! | [`source`] | objects from a directory of manifests, validated into [`model`] types at the rim |
+//! | [`state`] | what the cluster wants: all objects, and who holds which address |
+//! | [`compile`] | from state to the dataplane's table objects: pure |
+//! | [`push`] | the difference to the dataplane, one transaction after another |
+//!
+//! Beside them, [`attach`] makes the links of pods, [`rpc`] answers on the control socket, and [`problem`] holds what
+//! any of them had to refuse.
+
+pub mod compile;
+pub mod config;
+mod hash;
+pub mod model;
+pub mod problem;
+pub mod source;
+pub mod state;

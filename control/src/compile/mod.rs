@@ -1,0 +1,239 @@
+//! From what the cluster wants to what the dataplane's tables hold: pure functions of the state.
+//!
+//! [`Compiler`] remembers only which names it gave, so that it can compile anew no more than an event touched; the
+//! result is the same as that of compiling everything ([`compile_all`]), and a test holds it to that.
+
+mod identities;
+mod nodes;
+mod policy;
+mod services;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use wirelane_proto::v1;
+
+use self::identities::Identities;
+use crate::{
+    model::{Key, Kind, Name, Protocol},
+    problem::{Problem, Severity},
+    source::Origin,
+    state::{State, Stored, Touched},
+};
+
+/// What holds for the whole cluster and is in no object of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The node that the dataplane serves.
+    pub node: String,
+    /// The cluster's Service ranges.
+    pub service_cidrs: Vec<IpNet>,
+    /// UDP port of the tunnel.
+    pub vxlan_port: u16,
+    /// VXLAN network identifier.
+    pub vni: u32,
+    /// MTU of the network between nodes.
+    pub uplink_mtu: u32,
+}
+
+/// What tells one table object from all others.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ref {
+    /// Its kind.
+    pub kind: v1::Kind,
+    /// Its name, as `ObjectRef.name` has it.
+    pub name: String,
+}
+
+/// What the tables are to hold, or no longer, and what is wrong with what they are made from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Change {
+    /// `None`: not there. May name what is there already, or not there.
+    pub objects: BTreeMap<Ref, Option<v1::Object>>,
+    /// All that is wrong now, by what was compiled. Replaces what was said of it before.
+    pub problems: BTreeMap<Ref, Vec<Problem>>,
+}
+
+/// Compiles what has changed.
+pub struct Compiler {
+    settings: Settings,
+    identities: Identities,
+    nodes: BTreeSet<Ref>,
+}
+
+impl Compiler {
+    /// A compiler that has compiled nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings, identities: Identities::default(), nodes: BTreeSet::new() }
+    }
+
+    /// What it was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Compiles what may be different from the last time.
+    pub fn compile(&mut self, state: &State, mut touched: Touched) -> Change {
+        let mut change = Change::default();
+        if touched.traits {
+            let new = Identities::assign(state.traits());
+            let old = std::mem::replace(&mut self.identities, new);
+            // Hardly ever: an id had to move, since two hashes were equal.
+            if self.identities.moves(&old) {
+                touched.pods.extend(state.networked_pods().map(|pod| pod.object.name.clone()));
+            }
+            self.identities.compile(&old, &mut change);
+        }
+        if touched.nodes {
+            let old = std::mem::take(&mut self.nodes);
+            nodes::compile(state, &self.settings, &mut change);
+            self.nodes = change.objects.keys().filter(|at| is_of_nodes(at)).cloned().collect();
+            change.objects.extend(old.difference(&self.nodes).map(|gone| (gone.clone(), None)));
+            let silent = old.difference(&self.nodes).map(|gone| (gone.clone(), Vec::new()));
+            change.problems.extend(silent);
+        }
+        for name in &touched.pods {
+            nodes::compile_pod(state, &self.identities, name, &mut change);
+        }
+        for name in &touched.services {
+            services::compile(state, name, &mut change);
+        }
+        if touched.traits || touched.namespaces {
+            touched.policies.extend(state.policies().map(|policy| policy.object.name.clone()));
+        } else if touched.addresses {
+            let by_address = state.policies().filter(|policy| policy::depends_on_addresses(&policy.object));
+            touched.policies.extend(by_address.map(|policy| policy.object.name.clone()));
+        }
+        let world = policy::World::new(state, &self.identities);
+        for name in &touched.policies {
+            policy::compile(&world, name, &mut change);
+        }
+        change
+    }
+}
+
+/// Compiles everything: the tables that the state asks for, and all that is wrong with it.
+pub fn compile_all(state: &State, settings: Settings) -> (BTreeMap<Ref, v1::Object>, Vec<Problem>) {
+    let touched = Touched {
+        nodes: true,
+        pods: state.networked_pods().map(|pod| pod.object.name.clone()).collect(),
+        services: state.services().map(|service| service.object.name.clone()).collect(),
+        policies: state.policies().map(|policy| policy.object.name.clone()).collect(),
+        namespaces: true,
+        traits: true,
+        addresses: true,
+    };
+    let change = Compiler::new(settings).compile(state, touched);
+    let objects = change.objects.into_iter().filter_map(|(at, object)| Some((at, object?)));
+    (objects.collect(), change.problems.into_values().flatten().collect())
+}
+
+impl Ref {
+    fn new(kind: v1::Kind, name: impl fmt::Display) -> Self {
+        Self { kind, name: name.to_string() }
+    }
+
+    /// What an object is called; `None` for an object of a kind that this process does not know.
+    pub fn of(object: &v1::Object) -> Option<Self> {
+        use v1::object::Object;
+        Some(match object.object.as_ref()? {
+            Object::LocalNode(_) => Self::new(v1::Kind::LocalNode, ""),
+            Object::Node(node) => Self::new(v1::Kind::Node, &node.name),
+            Object::Pod(pod) => Self::new(v1::Kind::Pod, Name::new(&pod.namespace, &pod.name)),
+            Object::Identity(identity) => Self::new(v1::Kind::Identity, identity.id),
+            Object::Service(service) => {
+                Self::new(v1::Kind::Service, Name::new(&service.namespace, &service.name))
+            }
+            Object::Policy(policy) => Self::new(v1::Kind::Policy, Name::new(&policy.namespace, &policy.name)),
+        })
+    }
+}
+
+impl fmt::Display for Ref {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            v1::Kind::Unspecified => "Object",
+            v1::Kind::LocalNode => "LocalNode",
+            v1::Kind::Node => "Node",
+            v1::Kind::Pod => "Pod",
+            v1::Kind::Identity => "Identity",
+            v1::Kind::Service => "Service",
+            v1::Kind::Policy => "NetworkPolicy",
+        };
+        write!(f, "{kind} {}", self.name)
+    }
+}
+
+impl From<&Ref> for v1::ObjectRef {
+    fn from(at: &Ref) -> Self {
+        Self { kind: at.kind.into(), name: at.name.clone() }
+    }
+}
+
+impl TryFrom<&v1::ObjectRef> for Ref {
+    type Error = prost::UnknownEnumValue;
+
+    fn try_from(at: &v1::ObjectRef) -> Result<Self, Self::Error> {
+        Ok(Self { kind: v1::Kind::try_from(at.kind)?, name: at.name.clone() })
+    }
+}
+
+impl Change {
+    fn put(&mut self, at: Ref, object: v1::object::Object, problems: Vec<Problem>) {
+        self.objects.insert(at.clone(), Some(v1::Object { object: Some(object) }));
+        self.problems.insert(at, problems);
+    }
+
+    fn take_away(&mut self, at: Ref, problems: Vec<Problem>) {
+        self.objects.insert(at.clone(), None);
+        self.problems.insert(at, problems);
+    }
+}
+
+fn is_of_nodes(at: &Ref) -> bool {
+    matches!(at.kind, v1::Kind::LocalNode | v1::Kind::Node)
+}
+
+/// Something that is wrong with an object of the state.
+fn fault<T>(kind: Kind, name: &Name, stored: &Stored<T>, field: &str, reason: impl Into<String>) -> Problem {
+    let object = Key { kind, name: name.clone() }.to_string();
+    problem(&stored.origin, object, field, reason, Severity::Fault)
+}
+
+/// Something worth knowing of an object of the state.
+fn note<T>(kind: Kind, name: &Name, stored: &Stored<T>, field: &str, reason: impl Into<String>) -> Problem {
+    Problem { severity: Severity::Note, ..fault(kind, name, stored, field, reason) }
+}
+
+fn problem(
+    origin: &Origin,
+    object: String,
+    field: &str,
+    reason: impl Into<String>,
+    severity: Severity,
+) -> Problem {
+    Problem { file: origin.to_string(), object, field: field.to_owned(), reason: reason.into(), severity }
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn cidr(net: &IpNet) -> v1::Cidr {
+    v1::Cidr { address: address_bytes(net.network()), prefix_len: net.prefix_len().into() }
+}
+
+fn protocol(protocol: Protocol) -> v1::Protocol {
+    match protocol {
+        Protocol::Tcp => v1::Protocol::Tcp,
+        Protocol::Udp => v1::Protocol::Udp,
+        Protocol::Sctp => v1::Protocol::Sctp,
+    }
+}

@@ -1,0 +1,151 @@
+//! The checks that objects of several kinds have in common.
+
+use std::{fmt, net::IpAddr};
+
+use ipnet::IpNet;
+
+/// What is wrong with one field of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Path of the field, such as "spec.ports[0].port".
+    pub field: String,
+    /// What is wrong, as the rest of a sentence.
+    pub reason: String,
+}
+
+impl Fault {
+    pub(crate) fn new(field: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self { field: field.to_string(), reason: reason.into() }
+    }
+}
+
+/// An object that is not valid: everything that is wrong with it, at least one thing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect::<Vec<_>>().join("; "))]
+pub struct Invalid(pub Vec<Fault>);
+
+impl From<Fault> for Invalid {
+    fn from(fault: Fault) -> Self {
+        Self(vec![fault])
+    }
+}
+
+/// Collects all faults of one object rather than stop at the first.
+#[derive(Default)]
+pub(super) struct Faults(Vec<Fault>);
+
+impl Faults {
+    pub(super) fn add(&mut self, field: impl fmt::Display, reason: impl Into<String>) {
+        self.0.push(Fault::new(field, reason));
+    }
+
+    /// The value, or nothing but one more fault.
+    pub(super) fn take<T>(&mut self, result: Result<T, Fault>) -> Option<T> {
+        result.map_err(|fault| self.0.push(fault)).ok()
+    }
+
+    /// As [`Faults::take`], of a value that has several.
+    pub(super) fn take_all<T>(&mut self, result: Result<T, Invalid>) -> Option<T> {
+        result.map_err(|Invalid(mut faults)| self.0.append(&mut faults)).ok()
+    }
+
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Invalid> {
+        if self.0.is_empty() { Ok(value) } else { Err(Invalid(self.0)) }
+    }
+}
+
+/// The transport protocols that services and policies know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// The default where a manifest names none.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+pub(super) fn protocol(field: impl fmt::Display, value: Option<&str>) -> Result<Protocol, Fault> {
+    match value {
+        None | Some("TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => Err(Fault::new(field, format!("\"{other}\" is none of TCP, UDP and SCTP"))),
+    }
+}
+
+pub(super) fn port(field: impl fmt::Display, value: i32) -> Result<u16, Fault> {
+    match u16::try_from(value) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(Fault::new(field, format!("{value} is not in 1..65535"))),
+    }
+}
+
+/// An address that one host can have.
+pub(super) fn address(field: impl fmt::Display, value: &str) -> Result<IpAddr, Fault> {
+    match value.parse::<IpAddr>() {
+        Err(_) => Err(Fault::new(field, format!("\"{value}\" is not an IP address"))),
+        Ok(address) if address.is_unspecified() || address.is_loopback() || address.is_multicast() => {
+            Err(Fault::new(field, format!("{address} is not the address of a host")))
+        }
+        Ok(address) => Ok(address),
+    }
+}
+
+/// A range of addresses. Bits after the prefix are ignored, as Kubernetes does.
+pub(super) fn cidr(field: impl fmt::Display, value: &str) -> Result<IpNet, Fault> {
+    match value.parse::<IpNet>() {
+        Ok(net) => Ok(net.trunc()),
+        Err(_) => Err(Fault::new(field, format!("\"{value}\" is not a CIDR"))),
+    }
+}
+
+/// At most one of each family.
+pub(super) fn one_per_family<T: Copy>(
+    field: &str,
+    values: &[T],
+    is_ipv4: impl Fn(&T) -> bool,
+) -> Result<(), Fault> {
+    let ipv4 = values.iter().filter(|value| is_ipv4(value)).count();
+    if ipv4 > 1 || values.len() - ipv4 > 1 {
+        return Err(Fault::new(field, "has more than one of the same IP family"));
+    }
+    Ok(())
+}
+
+/// Name of an object: what can stand in a path and in a table.
+pub(super) fn object_name<'a>(field: &str, value: &'a str) -> Result<&'a str, Fault> {
+    let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if value.is_empty() {
+        Err(Fault::new(field, "is missing"))
+    } else if value.len() > 253 || !value.chars().all(valid) {
+        Err(Fault::new(field, format!("\"{value}\" is not a valid name")))
+    } else {
+        Ok(value)
+    }
+}
+
+/// Name of a port, by the rules of IANA service names (RFC 6335, section 5.1).
+pub(super) fn port_name(field: impl fmt::Display, value: &str) -> Result<String, Fault> {
+    let valid = value.len() <= 15
+        && value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+        && value.chars().any(|c| c.is_ascii_lowercase())
+        && !value.starts_with('-')
+        && !value.ends_with('-')
+        && !value.contains("--");
+    if valid {
+        Ok(value.to_owned())
+    } else {
+        Err(Fault::new(field, format!("\"{value}\" is not a valid port name")))
+    }
+}
