@@ -11,6 +11,7 @@ use std::{
     fmt,
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    str::FromStr,
     thread,
     time::{Duration, Instant},
 };
@@ -85,15 +86,14 @@ impl Session {
         let length = self.get("/")?;
         let mut body = String::new();
         self.connection.by_ref().take(length).read_to_string(&mut body)?;
-        let (name, seen_as) = body.trim_end().split_once(" saw ").ok_or_else(|| not_an_answer(&body))?;
-        Ok(Answer { name: name.to_owned(), seen_as: seen_as.parse().map_err(|_| not_an_answer(&body))? })
+        body.parse()
     }
 
     /// Fetches `bytes` bytes and compares each with what was to come. Fails at the first that differs.
     ///
     /// # Errors
-    /// When the connection breaks or stalls, the length is wrong, or a byte differs.
-    pub fn fetch(&mut self, bytes: u64) -> io::Result<Transfer> {
+    /// When the connection breaks or stalls, takes longer than `timeout`, the length is wrong, or a byte differs.
+    pub fn fetch(&mut self, bytes: u64, timeout: Duration) -> io::Result<Transfer> {
         let start = Instant::now();
         let length = self.get(&format!("/stream/{bytes}"))?;
         if length != bytes {
@@ -117,6 +117,10 @@ impl Session {
             }
             digest.update(arrived);
             received += block.len() as u64;
+            if start.elapsed() > timeout {
+                let late = format!("{received} of {bytes} bytes after {} s", timeout.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, late));
+            }
         }
         Ok(Transfer { bytes, sha256: digest.finalize().into(), elapsed: start.elapsed() })
     }
@@ -141,6 +145,16 @@ impl Transfer {
     /// Bytes of the stream per second.
     pub fn bytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.elapsed.as_secs_f64()
+    }
+}
+
+impl FromStr for Answer {
+    type Err = io::Error;
+
+    /// Reads the line that the server sends.
+    fn from_str(line: &str) -> io::Result<Answer> {
+        let (name, seen_as) = line.trim_end().split_once(" saw ").ok_or_else(|| not_an_answer(line))?;
+        Ok(Answer { name: name.to_owned(), seen_as: seen_as.parse().map_err(|_| not_an_answer(line))? })
     }
 }
 
@@ -271,7 +285,7 @@ mod tests {
         let answer = session.ask().unwrap();
         assert_eq!(answer.name, "somebody");
         assert!(answer.seen_as.is_ipv4(), "{answer}");
-        let transfer = session.fetch(1_000_003).unwrap();
+        let transfer = session.fetch(1_000_003, STALL).unwrap();
         assert_eq!(transfer.sha256, Stream::sha256(1_000_003));
         assert_eq!(session.ask().unwrap(), answer);
     }
@@ -306,7 +320,7 @@ mod tests {
             connection.write_all(response("200 OK", "application/octet-stream", 100).as_bytes()).unwrap();
             connection.write_all(&bytes).unwrap();
         });
-        let error = Session::open(address, STALL).unwrap().fetch(100).unwrap_err();
+        let error = Session::open(address, STALL).unwrap().fetch(100, STALL).unwrap_err();
         assert_eq!(error.to_string(), "byte 42 of 100 is wrong");
     }
 }

@@ -47,7 +47,7 @@ fn two_plain_nodes_carry_traffic_through_their_tunnel() {
         let mut session =
             near.within(|| Session::open(SocketAddr::new(address, 80), SECOND)).unwrap().unwrap();
         assert_eq!(session.ask().unwrap().name, "far");
-        assert_eq!(session.fetch(20_000_000).unwrap().sha256, Stream::sha256(20_000_000));
+        assert_eq!(session.fetch(20_000_000, 10 * SECOND).unwrap().sha256, Stream::sha256(20_000_000));
     }
     serve_in(node1.namespace(), 80);
     for address in plan::NODE1.addresses() {
