@@ -6,6 +6,7 @@
 //! property test of the pool counts that none is lost.
 #![allow(unsafe_code)]
 
+use std::fmt::Debug;
 use std::ptr::NonNull;
 
 /// Room kept in front of a received packet, in bytes, for the headers that encapsulation adds.
@@ -46,7 +47,9 @@ impl Frame {
     #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`, and `&mut self` excludes any other view.
-        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr().add(self.head as usize), self.len as usize) }
+        unsafe {
+            std::slice::from_raw_parts_mut(self.base.as_ptr().add(self.head as usize), self.len as usize)
+        }
     }
 
     /// Bytes of the packet.
@@ -138,8 +141,8 @@ pub struct FramePool {
     chunk_size: u16,
     chunks: u32,
     free: Vec<u32>,
-    /// Owner of the memory, if the pool made it itself.
-    _memory: Option<crate::io::memory_area::MemoryArea>,
+    /// Owner of the memory, if it is to live as long as the pool.
+    owner: Option<Box<dyn Debug + Send>>,
 }
 
 // SAFETY: the pool owns its area (or its maker promised that it outlives the pool), and nothing in it
@@ -161,9 +164,8 @@ impl FramePool {
         let memory = crate::io::memory_area::MemoryArea::anonymous(chunks as usize * chunk_size)?;
         let base = memory.base();
         // SAFETY: the area has chunks * chunk_size bytes, moves into the pool and is used by it alone.
-        let mut pool = unsafe { FramePool::over(base, chunks, chunk_size) };
-        pool._memory = Some(memory);
-        Ok(pool)
+        let pool = unsafe { FramePool::over(base, chunks, chunk_size) };
+        Ok(pool.keeping(memory))
     }
 
     /// A pool over memory that somebody else owns (a UMEM).
@@ -173,7 +175,20 @@ impl FramePool {
     /// and that nobody else writes to but the kernel, to chunks that it was given through a ring.
     pub unsafe fn over(base: NonNull<u8>, chunks: u32, chunk_size: usize) -> FramePool {
         // The lowest chunks come out first, so that little traffic touches little memory.
-        FramePool { base, chunk_size: chunk_size as u16, chunks, free: (0..chunks).rev().collect(), _memory: None }
+        FramePool {
+            base,
+            chunk_size: chunk_size as u16,
+            chunks,
+            free: (0..chunks).rev().collect(),
+            owner: None,
+        }
+    }
+
+    /// Makes the pool keep `owner`, which its memory lives in.
+    #[must_use]
+    pub fn keeping(mut self, owner: impl Debug + Send + 'static) -> FramePool {
+        self.owner = Some(Box::new(owner));
+        self
     }
 
     /// A frame with an empty packet at the usual headroom, or `None` if all chunks are out.
@@ -214,6 +229,11 @@ impl FramePool {
         Frame { base, chunk, size: self.chunk_size, head: head as u16, len: len as u16 }
     }
 
+    /// Takes back what a closed port had.
+    pub fn give_back(&mut self, chunks: Chunks) {
+        chunks.0.into_iter().for_each(|chunk| self.give(chunk));
+    }
+
     /// Number of free chunks.
     pub fn available(&self) -> u32 {
         self.free.len() as u32
@@ -227,6 +247,23 @@ impl FramePool {
     /// Size of a chunk in bytes.
     pub fn chunk_size(&self) -> usize {
         self.chunk_size as usize
+    }
+}
+
+/// The chunks that a closed port had in its rings, on their way back to the pool.
+#[derive(Debug)]
+#[must_use = "chunks that are dropped are lost: give them back to their pool"]
+pub struct Chunks(pub(crate) Vec<u32>);
+
+impl Chunks {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 

@@ -3,10 +3,12 @@
 //! A worker sees [`Port`]s only: AF_XDP sockets in production, plain memory in tests and benchmarks.
 
 pub mod frame;
-pub mod memory_area;
 pub mod memory;
+pub mod memory_area;
 #[cfg(feature = "af-xdp")]
 pub mod xsk;
+
+use std::os::fd::BorrowedFd;
 
 use crate::batch::{Batch, PortId};
 use frame::{Frame, FramePool};
@@ -28,4 +30,14 @@ pub trait Port {
 
     /// Lets queued frames go, and takes back the chunks of those that have gone.
     fn flush(&mut self, pool: &mut FramePool);
+
+    /// Number of frames whose chunks `flush` has still to take back.
+    fn in_flight(&self) -> u32 {
+        0
+    }
+
+    /// What becomes readable when frames come in, for a worker that sleeps; `None` if nothing does.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
