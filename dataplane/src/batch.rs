@@ -39,6 +39,29 @@ impl Key {
     }
 }
 
+/// What the reply stage makes of a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Answer {
+    /// Nothing.
+    #[default]
+    None,
+    /// An ARP reply: the gateway is here.
+    Arp,
+    /// A neighbour advertisement: the gateway is here.
+    Neighbour,
+    /// An echo reply.
+    Echo,
+    /// ICMP port unreachable.
+    PortUnreachable,
+    /// A TCP reset.
+    Reset,
+    /// ICMP time exceeded.
+    TimeExceeded,
+    /// ICMP fragmentation needed, or packet too big; the MTU is in `Meta::flow`.
+    TooBig,
+}
+
 /// What the stages know about one packet. Lives in the batch, one cache line each.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -63,9 +86,10 @@ pub struct Meta {
     pub tunnel_from: u16,
     /// TCP flags, or the ICMP type.
     pub l4_info: u8,
-    /// Spare.
-    pub _pad: u8,
-    /// The flow found or made: `FlowRef` bits.
+    /// For packets that wait for reply: which answer.
+    pub answer: Answer,
+    /// The flow found or made (`FlowRef` bits); of a packet refused by policy the identity that refused it;
+    /// of one too big the MTU.
     pub flow: u32,
 }
 
@@ -95,6 +119,8 @@ pub mod flags {
     pub const FROM_POD: u16 = 1 << 9;
     /// IPv4 with the don't-fragment bit, or any IPv6.
     pub const DONT_FRAGMENT: u16 = 1 << 10;
+    /// It counts as dropped for `Meta::reason`, although its sender gets an answer.
+    pub const REFUSED: u16 = 1 << 11;
 }
 
 impl Default for Meta {
@@ -110,7 +136,7 @@ impl Default for Meta {
             l4: 0,
             tunnel_from: 0,
             l4_info: 0,
-            _pad: 0,
+            answer: Answer::None,
             flow: 0,
         }
     }
@@ -121,6 +147,20 @@ impl Meta {
     #[inline(always)]
     pub fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Has the packet turned into an answer to its sender by the reply stage.
+    #[inline(always)]
+    pub fn answer(&mut self, answer: Answer) {
+        self.answer = answer;
+    }
+
+    /// Refuses the packet for a reason that its sender is told.
+    #[inline(always)]
+    pub fn refuse(&mut self, reason: DropReason, answer: Answer) {
+        self.reason = reason;
+        self.flags |= flags::REFUSED;
+        self.answer = answer;
     }
 
     /// Ends the packet's way here.

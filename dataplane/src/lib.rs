@@ -1,1 +1,21 @@
-//! Wirelane.
+//! The packet path of Wirelane.
+//!
+//! Begin with [`path`]: it lists the stages that a packet goes through. `dataplane/README.md` tells the life
+//! of a packet. Dependencies point one way: [`wire`], [`tables`], [`stages`], [`path`], [`engine`], and then
+//! what brings packets and tables to it.
+
+pub mod batch;
+pub mod clock;
+pub mod engine;
+pub mod io;
+pub mod kernel;
+pub mod path;
+mod prefetch;
+pub mod rcu;
+pub mod stages;
+pub mod stats;
+mod sync;
+pub mod tables;
+pub mod verdict;
+pub mod wire;
+pub mod worker;

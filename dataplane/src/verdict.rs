@@ -51,7 +51,8 @@ drop_reasons! {
     MalformedIpv6 "malformed_ipv6" "The IPv6 header or its extension headers are truncated or inconsistent.";
     MalformedTransport "malformed_transport" "The TCP, UDP, SCTP or ICMP header is truncated or inconsistent.";
     MalformedVxlan "malformed_vxlan" "The VXLAN header is truncated, has no VNI flag, or holds no Ethernet frame.";
-    Martian "martian" "The source or destination address can never be that of a connection (multicast, loopback, unspecified).";
+    Martian "martian" "The source or destination address can never be that of a connection (loopback, unspecified, multicast source).";
+    Multicast "multicast" "Multicast and broadcast are not carried.";
     UnsupportedEtherType "unsupported_ether_type" "A pod or tunnel sent a frame that is neither IPv4, IPv6 nor ARP.";
     Fragment "fragment" "A fragment of a larger packet: reassembly is not done.";
     SpoofedSource "spoofed_source" "A pod sent from an address that is not its own.";
@@ -70,6 +71,7 @@ drop_reasons! {
     ServiceLoop "service_loop" "A packet to a Service address would have been routed on instead of being translated.";
     PolicyIngress "policy_ingress" "The destination pod is isolated for ingress and no rule allows this.";
     PolicyEgress "policy_egress" "The source pod is isolated for egress and no rule allows this.";
+    PodPending "pod_pending" "The pod is attached, but the control process has not sent its identity yet: nothing passes.";
     PolicyCut "policy_cut" "A new revision of the policies denies this established connection.";
     IcmpUnrelated "icmp_unrelated" "An ICMP error that belongs to no live flow.";
     FlowTableFull "flow_table_full" "No room for a new flow.";
@@ -94,7 +96,9 @@ mod tests {
         for (n, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, n);
             assert!(seen.insert(reason.label()), "{} twice", reason.label());
-            assert!(reason.label().bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'));
+            assert!(
+                reason.label().bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_')
+            );
             assert!(reason.sentence().ends_with('.'));
         }
     }

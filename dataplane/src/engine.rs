@@ -1,0 +1,205 @@
+//! One worker's packet processor: the path with the state that it needs, and nothing of sockets or threads.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use crate::batch::Batch;
+use crate::clock::Now;
+use crate::path::{self, Context, Local};
+use crate::rcu::{Epochs, Published, Reader};
+use crate::stats::WorkerStats;
+use crate::tables::flows::line::{V4, V6};
+use crate::tables::flows::state::Timeouts;
+use crate::tables::flows::{FlowTable, Retired};
+use crate::tables::neighbours::Neighbours;
+use crate::tables::{HOST_PORT, Tables};
+use crate::verdict::Verdict;
+use crate::wire::ethernet::{Ethernet, GATEWAY_MAC, HEADER_LEN};
+
+/// How large the shared state is.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// Workers.
+    pub workers: usize,
+    /// IPv4 flows.
+    pub flows_v4: u32,
+    /// IPv6 flows.
+    pub flows_v6: u32,
+    /// Seed of the flow tables' hash: secret, so that nobody outside can aim at a bucket.
+    pub seed: u64,
+}
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Shared {
+    tables: Published<Tables>,
+    /// What is published, for readers that are no workers. Held while publishing: one at a time.
+    current: Mutex<Arc<Tables>>,
+    epochs: Arc<Epochs>,
+    /// Flows of IPv4.
+    pub flows_v4: FlowTable<V4>,
+    /// Flows of IPv6.
+    pub flows_v6: FlowTable<V6>,
+    /// MAC addresses on the uplink.
+    pub neighbours: Neighbours,
+    /// What each worker counts.
+    pub stats: Box<[WorkerStats]>,
+    /// How long flows may be idle.
+    pub timeouts: Timeouts,
+    seed: u64,
+    /// The place among the epochs of threads that read flows without being workers.
+    visitor: Mutex<Reader>,
+}
+
+impl Shared {
+    /// Empty tables.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(sizes: &Sizes) -> io::Result<Arc<Shared>> {
+        let epochs = Epochs::new(sizes.workers + 1);
+        let tables = Arc::new(Tables::default());
+        let mut visitor = Reader::new(epochs.clone(), sizes.workers);
+        visitor.offline();
+        Ok(Arc::new(Shared {
+            tables: Published::new(tables.clone(), epochs.clone()),
+            current: Mutex::new(tables),
+            epochs,
+            flows_v4: FlowTable::new(sizes.flows_v4, sizes.seed)?,
+            flows_v6: FlowTable::new(sizes.flows_v6, sizes.seed)?,
+            neighbours: Neighbours::default(),
+            stats: (0..sizes.workers).map(|_| WorkerStats::default()).collect(),
+            timeouts: Timeouts::default(),
+            seed: sizes.seed,
+            visitor: Mutex::new(visitor),
+        }))
+    }
+
+    /// Makes `tables` the current ones. Returns when every worker that is awake has been seen past them. Not
+    /// for workers.
+    pub fn publish(&self, tables: Arc<Tables>) {
+        let mut current = self.current.lock().expect("no publisher panics");
+        // Workers read ids of the ports' statistics and nothing else by number, so old and new may mix
+        // between batches, never within one.
+        drop(self.tables.publish(tables.clone()));
+        *current = tables;
+    }
+
+    /// The current tables, for threads that are no workers.
+    pub fn tables(&self) -> Arc<Tables> {
+        self.current.lock().expect("no publisher panics").clone()
+    }
+
+    /// Runs `visit` while no flow record changes hands. For threads that are no workers; takes them one at a
+    /// time.
+    pub fn with_flows<R>(&self, visit: impl FnOnce(&FlowTable<V4>, &FlowTable<V6>) -> R) -> R {
+        let mut reader = self.visitor.lock().expect("no visitor panics");
+        reader.online();
+        let result = visit(&self.flows_v4, &self.flows_v6);
+        reader.offline();
+        result
+    }
+}
+
+/// One worker's packet processor.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    worker: usize,
+    reader: Reader,
+    retired: [Retired; 2],
+    local: Local,
+}
+
+impl Engine {
+    /// Worker `worker` of those that `shared` was made for; online.
+    ///
+    /// # Panics
+    /// If there is no such worker, or it exists already.
+    pub fn new(shared: Arc<Shared>, worker: usize) -> Engine {
+        let workers = shared.stats.len();
+        assert!(worker < workers, "worker {worker} of {workers}");
+        Engine {
+            reader: Reader::new(shared.epochs.clone(), worker),
+            retired: [Retired::new(worker, workers), Retired::new(worker, workers)],
+            local: Local::new(shared.seed.rotate_left(worker as u32 + 1) ^ worker as u64),
+            worker,
+            shared,
+        }
+    }
+
+    /// Takes a batch through the path. Afterwards each packet's verdict is final, and frames for the host
+    /// are addressed to it and have the host's port as theirs.
+    #[inline]
+    pub fn run(&mut self, batch: &mut Batch, now: Now) {
+        let stats = &self.shared.stats[self.worker];
+        let tables = self.shared.tables.load(&self.reader);
+        let mut cx = Context {
+            tables,
+            flows_v4: &self.shared.flows_v4,
+            flows_v6: &self.shared.flows_v6,
+            retired: &mut self.retired,
+            epochs: self.reader.epochs(),
+            neighbours: &self.shared.neighbours,
+            stats,
+            local: &mut self.local,
+            now,
+        };
+        path::run(batch, &mut cx);
+        let host = tables.port(HOST_PORT);
+        for (frame, meta) in batch.frames.iter_mut().zip(&mut batch.meta) {
+            if meta.verdict == Verdict::Host
+                && let Some(host) = host
+            {
+                meta.out_port = HOST_PORT;
+                let bytes = frame.bytes_mut();
+                let ether_type = u16::from_be_bytes([bytes[12], bytes[13]]);
+                let header = Ethernet::new(host.peer_mac, GATEWAY_MAC, ether_type);
+                bytes[..HEADER_LEN].copy_from_slice(bytemuck::bytes_of(&header));
+            }
+        }
+        stats.batches.add(1);
+        stats.packets.add(batch.len() as u64);
+        stats.revision.set(tables.revision);
+    }
+
+    /// Says that no batch is under way. Once a round.
+    #[inline]
+    pub fn quiescent(&mut self) {
+        self.reader.quiescent();
+    }
+
+    /// Bounded work for spare time: ends flows that have been idle too long, in the next `buckets` of this
+    /// worker's share of each table. Returns how many flows it ended.
+    pub fn housekeeping(&mut self, now: Now, buckets: usize) -> usize {
+        let (epochs, timeouts) = (self.reader.epochs(), &self.shared.timeouts);
+        let [v4, v6] = &mut self.retired;
+        self.shared.flows_v4.sweep(v4, epochs, timeouts, now.tick, buckets)
+            + self.shared.flows_v6.sweep(v6, epochs, timeouts, now.tick, buckets)
+    }
+
+    /// Before the worker sleeps: nobody waits for it.
+    pub fn offline(&mut self) {
+        self.reader.offline();
+    }
+
+    /// After it has slept.
+    pub fn online(&mut self) {
+        self.reader.online();
+    }
+
+    /// What this worker counts.
+    pub fn stats(&self) -> &WorkerStats {
+        &self.shared.stats[self.worker]
+    }
+
+    /// What all workers share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Its number.
+    pub fn worker(&self) -> usize {
+        self.worker
+    }
+}

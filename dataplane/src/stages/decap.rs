@@ -1,0 +1,51 @@
+//! decap: VXLAN addressed to this node, from a known node, becomes the inner packet (RFC 7348).
+
+use crate::batch::{Batch, Meta, flags};
+use crate::io::frame::Frame;
+use crate::path::{Context, Waiting};
+use crate::stages::parse;
+use crate::tables::Tables;
+use crate::tables::route::Route;
+use crate::verdict::DropReason;
+use crate::wire::udp;
+use crate::wire::view;
+use crate::wire::vxlan::{self, Vxlan};
+
+/// Sees VXLAN to this node; what it lays bare goes on to conntrack.
+pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    for index in waiting.tunnelled.iter() {
+        let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
+        match decapsulate(frame, meta, cx.tables) {
+            Ok(()) => waiting.keyed.push(index),
+            Err(reason) => meta.drop(reason),
+        }
+    }
+}
+
+fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), DropReason> {
+    if meta.flags & (flags::FROM_POD | flags::FROM_HOST) != 0 {
+        return Err(DropReason::VxlanFromPod);
+    }
+    let node = *tables.node_by_address.get(&meta.key.src).ok_or(DropReason::UnknownVtep)?;
+    let at = usize::from(meta.l4) + udp::HEADER_LEN;
+    let header: &Vxlan = view(frame.bytes(), at).ok_or(DropReason::MalformedVxlan)?;
+    if header.flags & vxlan::FLAG_VNI == 0 {
+        return Err(DropReason::MalformedVxlan);
+    }
+    if tables.local.as_ref().is_none_or(|local| local.vni != header.vni()) {
+        return Err(DropReason::WrongVni);
+    }
+    if !frame.pop_front(at + vxlan::HEADER_LEN) {
+        return Err(DropReason::MalformedVxlan);
+    }
+    *meta = Meta { in_port: meta.in_port, flags: flags::DECAPPED, tunnel_from: node + 1, ..Meta::default() };
+    parse::inner(frame, meta, tables)?;
+    // A node may speak for its own pods and for itself, for nobody else.
+    let src = if meta.has(flags::ICMP_ERROR) { return Ok(()) } else { &meta.key.src };
+    let own = tables.node_by_address.get(src) == Some(&node);
+    if own || tables.route(src) == Some(Route::Tunnel(node)) {
+        Ok(())
+    } else {
+        Err(DropReason::TunnelSourceMismatch)
+    }
+}

@@ -1,0 +1,43 @@
+//! Where the packets of a flow go: from an address to a next hop, and to the port and MTU of that.
+
+use crate::batch::PortId;
+use crate::path::Context;
+use crate::tables::route::{Hop, NextHop, Route};
+use crate::tables::{HOST_PORT, UPLINK_PORT};
+use crate::verdict::DropReason;
+use crate::wire::Addr;
+
+/// The next hop towards an address.
+///
+/// # Errors
+/// The reason why there is none.
+pub fn towards(addr: &Addr, cx: &Context<'_>) -> Result<NextHop, DropReason> {
+    let neighbour = |addr: &Addr| {
+        cx.neighbours.number(addr).map(NextHop::neighbour).ok_or(DropReason::NeighbourUnresolved)
+    };
+    if let Some(pod) = cx.tables.pods.get(addr)
+        && pod.local
+    {
+        return pod.port.map(NextHop::port).ok_or(DropReason::PortDetached);
+    }
+    match cx.tables.route(addr) {
+        Some(Route::Host) => Ok(NextHop::port(HOST_PORT)),
+        Some(Route::Tunnel(node)) => Ok(NextHop::tunnel(node)),
+        Some(Route::OnLink) => neighbour(addr),
+        Some(Route::Gateway(gateway)) => neighbour(&gateway),
+        Some(Route::Service) => Err(DropReason::ServiceLoop),
+        Some(Route::LocalPods) | None => Err(DropReason::NoRoute),
+    }
+}
+
+/// The port by which a next hop is reached, and the largest IP packet that goes that way whole.
+#[inline(always)]
+pub fn port_and_mtu(hop: NextHop, cx: &Context<'_>) -> Result<(PortId, u16), DropReason> {
+    let mtu = |id: PortId| cx.tables.port(id).map(|port| port.mtu).ok_or(DropReason::PortDetached);
+    match hop.hop() {
+        Hop::Port(id) => Ok((id, mtu(id)?)),
+        Hop::Neighbour(_) => Ok((UPLINK_PORT, mtu(UPLINK_PORT)?)),
+        Hop::Tunnel(_) => Ok((UPLINK_PORT, cx.tables.local.as_ref().map_or(0, |local| local.pod_mtu))),
+        Hop::Unresolved => Err(DropReason::NoRoute),
+    }
+}

@@ -1,0 +1,396 @@
+//! parse: bytes to offsets and flow key. Three outcomes: ours, not ours, malformed.
+
+use crate::batch::{Answer, Batch, Key, Meta, flags};
+use crate::io::frame::Frame;
+use crate::path::{Context, Waiting};
+use crate::tables::route::Route;
+use crate::tables::{Port, PortKind, Tables, UPLINK_PORT};
+use crate::verdict::{DropReason, Verdict};
+use crate::wire::arp::{self, Arp};
+use crate::wire::checksum;
+use crate::wire::ethernet::{self, Ethernet, is_group};
+use crate::wire::icmp::{self, Icmp};
+use crate::wire::ipv4::{self, Ipv4};
+use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::tcp::Tcp;
+use crate::wire::udp::Udp;
+use crate::wire::{Addr, proto, view};
+
+/// The address that pods have as their default gateway, for IPv4.
+pub const LINK_GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];
+/// The address that pods have as their default gateway, for IPv6: fe80::1.
+pub const LINK_GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// Sees every packet.
+pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    for (index, (frame, meta)) in batch.frames.iter_mut().zip(&mut batch.meta).enumerate() {
+        if cx.tables.local.is_none() {
+            // Before the first tables only what the kernel may have anyway goes on.
+            if meta.in_port == UPLINK_PORT {
+                meta.verdict = Verdict::Host
+            } else {
+                meta.drop(DropReason::NotConfigured)
+            }
+            continue;
+        }
+        match packet(frame, meta, cx) {
+            Ok(Parsed::Keyed) if is_tunnel(meta, cx.tables) => waiting.tunnelled.push(index),
+            Ok(Parsed::Keyed) => waiting.keyed.push(index),
+            Ok(Parsed::Answered) => waiting.answers.push(index),
+            Ok(Parsed::NotOurs) => meta.verdict = Verdict::Host,
+            Err(reason) => meta.drop(reason),
+        }
+    }
+}
+
+/// What parsing a frame comes to.
+enum Parsed {
+    /// It has a flow key.
+    Keyed,
+    /// It waits for the reply stage.
+    Answered,
+    /// It is for the node's kernel.
+    NotOurs,
+}
+
+fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Parsed, DropReason> {
+    let port = cx.tables.port(meta.in_port).ok_or(DropReason::PortDetached)?;
+    match port.kind {
+        PortKind::Pod if !port.admitted => return Err(DropReason::PodPending),
+        PortKind::Pod => meta.flags |= flags::FROM_POD,
+        PortKind::Host => meta.flags |= flags::FROM_HOST,
+        PortKind::Uplink => {}
+    }
+    let ethernet: &Ethernet = view(frame.bytes(), 0).ok_or(DropReason::MalformedEthernet)?;
+    if ethernet.dst != port.mac && !is_group(&ethernet.dst) {
+        return Err(DropReason::ForeignDestination);
+    }
+    meta.l3 = ethernet::HEADER_LEN as u16;
+    match ethernet.ether_type() {
+        ethernet::IPV4 => ipv4(frame, meta)?,
+        ethernet::IPV6 => {
+            ipv6(frame, meta)?;
+            if meta.has(flags::ND) {
+                return neighbour_discovery(frame, meta, port, cx);
+            }
+        }
+        ethernet::ARP => return arp(frame, meta, port, cx),
+        _ if port.kind == PortKind::Uplink => return Ok(Parsed::NotOurs),
+        _ => return Err(DropReason::UnsupportedEtherType),
+    }
+    if port.kind == PortKind::Pod && !port.addresses.contains(&meta.key.src) {
+        let discovery = meta.key.src.is_link_local() || meta.key.src == Addr::UNSPECIFIED;
+        return Err(if discovery && meta.key.dst.0[0] == 0xff {
+            DropReason::Multicast
+        } else {
+            DropReason::SpoofedSource
+        });
+    }
+    if port.kind == PortKind::Pod && is_tunnel_port(meta, cx.tables) && is_some_node(&meta.key.dst, cx.tables)
+    {
+        return Err(DropReason::VxlanFromPod);
+    }
+    keyed(meta, cx.tables)
+}
+
+/// What holds for the key of every packet, also of those out of a tunnel.
+fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
+    let (src, dst) = (&meta.key.src, &meta.key.dst);
+    let (outer_src, outer_dst) = if meta.has(flags::ICMP_ERROR) { (dst, src) } else { (src, dst) };
+    if is_multicast(outer_dst) {
+        return Err(DropReason::Multicast);
+    }
+    if outer_src.is_martian() || outer_dst.is_martian() {
+        return Err(DropReason::Martian);
+    }
+    if meta.has(flags::FRAGMENT) {
+        let to_kernel = meta.in_port == UPLINK_PORT && *dst == tables.node(meta.has(flags::V6)).uplink;
+        return if to_kernel { Ok(Parsed::NotOurs) } else { Err(DropReason::Fragment) };
+    }
+    if meta.has(flags::FROM_POD) && is_link_gateway(dst) {
+        let echo = if meta.has(flags::V6) { icmp::v6::ECHO } else { icmp::v4::ECHO };
+        let is_icmp = matches!(meta.key.proto, proto::ICMP | proto::ICMPV6);
+        if is_icmp && meta.l4_info == echo {
+            meta.answer(Answer::Echo);
+        } else {
+            meta.refuse(DropReason::ServiceUndefined, refusal(meta.key.proto));
+        }
+        return Ok(Parsed::Answered);
+    }
+    Ok(Parsed::Keyed)
+}
+
+/// How a packet of a protocol is refused.
+pub fn refusal(protocol: u8) -> Answer {
+    if protocol == proto::TCP { Answer::Reset } else { Answer::PortUnreachable }
+}
+
+fn is_link_gateway(addr: &Addr) -> bool {
+    if addr.is_v4() { addr.last4() == LINK_GATEWAY_V4 } else { addr.0 == LINK_GATEWAY_V6 }
+}
+
+fn is_multicast(addr: &Addr) -> bool {
+    if addr.is_v4() { addr.0[12] >= 224 } else { addr.0[0] == 0xff }
+}
+
+/// Whether it is VXLAN to this node.
+#[inline(always)]
+fn is_tunnel(meta: &Meta, tables: &Tables) -> bool {
+    is_tunnel_port(meta, tables) && meta.key.dst == tables.node(meta.has(flags::V6)).uplink
+}
+
+#[inline(always)]
+fn is_tunnel_port(meta: &Meta, tables: &Tables) -> bool {
+    meta.key.proto == proto::UDP
+        && !meta.has(flags::ICMP_ERROR)
+        && tables.local.as_ref().is_some_and(|local| local.vxlan_port == meta.key.dport)
+}
+
+fn is_some_node(addr: &Addr, tables: &Tables) -> bool {
+    tables.is_node_address(addr) || tables.node_by_address.contains_key(addr)
+}
+
+/// The packet that decap has laid bare: its Ethernet header is the frame's first byte again.
+///
+/// # Errors
+/// The reason to drop it.
+pub fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), DropReason> {
+    let ethernet: &Ethernet = view(frame.bytes(), 0).ok_or(DropReason::MalformedVxlan)?;
+    meta.l3 = ethernet::HEADER_LEN as u16;
+    match ethernet.ether_type() {
+        ethernet::IPV4 => ipv4(frame, meta)?,
+        ethernet::IPV6 => ipv6(frame, meta)?,
+        _ => return Err(DropReason::UnsupportedEtherType),
+    }
+    if meta.has(flags::ND) {
+        return Err(DropReason::Multicast);
+    }
+    if is_tunnel(meta, tables) {
+        return Err(DropReason::NestedTunnel);
+    }
+    match keyed(meta, tables)? {
+        Parsed::Keyed => Ok(()),
+        Parsed::Answered | Parsed::NotOurs => Err(DropReason::Fragment),
+    }
+}
+
+fn ipv4(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
+    let l3 = usize::from(meta.l3);
+    let header: &Ipv4 = view(frame.bytes(), l3).ok_or(DropReason::MalformedIpv4)?;
+    let (header_len, total_len) = (header.header_len(), header.total_len());
+    if header.version_ihl >> 4 != 4
+        || header_len < ipv4::MIN_LEN
+        || total_len < header_len
+        || l3 + total_len > frame.len()
+    {
+        return Err(DropReason::MalformedIpv4);
+    }
+    if checksum::fold(checksum::sum(&frame.bytes()[l3..l3 + header_len])) != 0xffff {
+        return Err(DropReason::BadIpv4Checksum);
+    }
+    let flags_offset = header.flags_offset();
+    meta.key =
+        Key { src: Addr::v4(header.src), dst: Addr::v4(header.dst), proto: header.proto, ..Key::default() };
+    meta.l4 = (l3 + header_len) as u16;
+    if flags_offset & ipv4::DF != 0 {
+        meta.flags |= flags::DONT_FRAGMENT;
+    }
+    // What Ethernet padded is no part of the packet.
+    let _ = frame.resize(l3 + total_len);
+    if flags_offset & (ipv4::MF | ipv4::OFFSET_MASK) != 0 {
+        meta.flags |= flags::FRAGMENT;
+        return Ok(());
+    }
+    transport(frame.bytes(), meta)
+}
+
+fn ipv6(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
+    let l3 = usize::from(meta.l3);
+    let header: &Ipv6 = view(frame.bytes(), l3).ok_or(DropReason::MalformedIpv6)?;
+    let end = l3 + ipv6::HEADER_LEN + header.payload_len();
+    if header.version_class_flow[0] >> 4 != 6 || end > frame.len() {
+        return Err(DropReason::MalformedIpv6);
+    }
+    meta.flags |= flags::V6 | flags::DONT_FRAGMENT;
+    meta.key = Key { src: Addr(header.src), dst: Addr(header.dst), ..Key::default() };
+    let hop_limit = header.hop_limit;
+    // An IPv4 address in IPv6 clothes never comes from a wire, and would be taken for one here.
+    if meta.key.src.is_v4() || meta.key.dst.is_v4() {
+        return Err(DropReason::Martian);
+    }
+    let _ = frame.resize(end);
+    let found = ipv6::transport(&frame.bytes()[l3..]).ok_or(DropReason::MalformedIpv6)?;
+    meta.key.proto = found.proto;
+    meta.l4 = (l3 + found.offset) as u16;
+    if found.fragment {
+        meta.flags |= flags::FRAGMENT;
+        return Ok(());
+    }
+    transport(frame.bytes(), meta)?;
+    let discovery = icmp::v6::ROUTER_SOLICITATION..=icmp::v6::REDIRECT;
+    if found.proto == proto::ICMPV6 && discovery.contains(&meta.l4_info) {
+        // RFC 4861, 6.1 and 7.1: from the link itself, or not at all.
+        if hop_limit != 255 {
+            return Err(DropReason::MalformedTransport);
+        }
+        meta.flags |= flags::ND;
+    }
+    Ok(())
+}
+
+/// Ports of the key, from the transport header.
+fn transport(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    const BAD: DropReason = DropReason::MalformedTransport;
+    let l4 = usize::from(meta.l4);
+    match meta.key.proto {
+        proto::TCP => {
+            let tcp: &Tcp = view(bytes, l4).ok_or(BAD)?;
+            if tcp.header_len() < size_of::<Tcp>() || l4 + tcp.header_len() > bytes.len() {
+                return Err(BAD);
+            }
+            meta.l4_info = tcp.flags;
+            (meta.key.sport, meta.key.dport) = (u16::from_be_bytes(tcp.sport), u16::from_be_bytes(tcp.dport));
+        }
+        proto::UDP => {
+            let udp: &Udp = view(bytes, l4).ok_or(BAD)?;
+            if udp.len() < size_of::<Udp>() || l4 + udp.len() > bytes.len() {
+                return Err(BAD);
+            }
+            (meta.key.sport, meta.key.dport) = (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport));
+        }
+        proto::SCTP => {
+            // Ports, verification tag, checksum (RFC 9260, 3.1).
+            let common = bytes.get(l4..l4 + 12).ok_or(BAD)?;
+            meta.key.sport = u16::from_be_bytes([common[0], common[1]]);
+            meta.key.dport = u16::from_be_bytes([common[2], common[3]]);
+        }
+        proto::ICMP if !meta.has(flags::V6) => {
+            let message: &Icmp = view(bytes, l4).ok_or(BAD)?;
+            meta.l4_info = message.kind;
+            match message.kind {
+                icmp::v4::ECHO | icmp::v4::ECHO_REPLY => echo(message, meta),
+                kind if icmp::v4::is_error(kind) => embedded_v4(bytes, meta)?,
+                _ => {}
+            }
+        }
+        proto::ICMPV6 if meta.has(flags::V6) => {
+            let message: &Icmp = view(bytes, l4).ok_or(BAD)?;
+            meta.l4_info = message.kind;
+            match message.kind {
+                icmp::v6::ECHO | icmp::v6::ECHO_REPLY => echo(message, meta),
+                kind if icmp::v6::is_error(kind) => embedded_v6(bytes, meta)?,
+                _ => {}
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn echo(message: &Icmp, meta: &mut Meta) {
+    let identifier = u16::from_be_bytes([message.rest[0], message.rest[1]]);
+    (meta.key.sport, meta.key.dport) = (identifier, identifier);
+}
+
+/// The packet inside an ICMP error: the error's key is that packet's, reversed, since it goes the other way.
+fn embedded_v4(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    const BAD: DropReason = DropReason::MalformedTransport;
+    let start = usize::from(meta.l4) + icmp::HEADER_LEN;
+    let header: &Ipv4 = view(bytes, start).ok_or(BAD)?;
+    if header.version_ihl >> 4 != 4 || header.header_len() < ipv4::MIN_LEN {
+        return Err(BAD);
+    }
+    if header.flags_offset() & ipv4::OFFSET_MASK != 0 {
+        return Err(DropReason::IcmpUnrelated);
+    }
+    let key =
+        Key { src: Addr::v4(header.src), dst: Addr::v4(header.dst), proto: header.proto, ..Key::default() };
+    embedded_key(bytes, start + header.header_len(), key, meta)
+}
+
+fn embedded_v6(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
+    const BAD: DropReason = DropReason::MalformedTransport;
+    let start = usize::from(meta.l4) + icmp::HEADER_LEN;
+    let header: &Ipv6 = view(bytes, start).ok_or(BAD)?;
+    if header.version_class_flow[0] >> 4 != 6 {
+        return Err(BAD);
+    }
+    let found = ipv6::transport(&bytes[start..]).ok_or(BAD)?;
+    if found.fragment {
+        return Err(DropReason::IcmpUnrelated);
+    }
+    let key = Key { src: Addr(header.src), dst: Addr(header.dst), proto: found.proto, ..Key::default() };
+    embedded_key(bytes, start + found.offset, key, meta)
+}
+
+fn embedded_key(bytes: &[u8], l4: usize, mut key: Key, meta: &mut Meta) -> Result<(), DropReason> {
+    let first = bytes.get(l4..l4 + 8).ok_or(DropReason::MalformedTransport)?;
+    let word = |at: usize| u16::from_be_bytes([first[at], first[at + 1]]);
+    match key.proto {
+        proto::TCP | proto::UDP | proto::SCTP => (key.sport, key.dport) = (word(0), word(2)),
+        proto::ICMP | proto::ICMPV6 => (key.sport, key.dport) = (word(4), word(4)),
+        _ => {}
+    }
+    meta.key = key.reversed();
+    meta.flags |= flags::ICMP_ERROR;
+    Ok(())
+}
+
+/// Answers for the gateway on links that are ours; learns on the uplink, where the kernel answers.
+fn arp(frame: &Frame, meta: &mut Meta, port: &Port, cx: &Context<'_>) -> Result<Parsed, DropReason> {
+    meta.flags |= flags::NON_IP;
+    let request: &Arp = view(frame.bytes(), ethernet::HEADER_LEN).ok_or(DropReason::MalformedArp)?;
+    if !request.is_ipv4_over_ethernet() {
+        return Err(DropReason::MalformedArp);
+    }
+    let sender = Addr::v4(request.sender);
+    meta.key = Key { src: sender, dst: Addr::v4(request.target), ..Key::default() };
+    if port.kind == PortKind::Uplink {
+        learn(&sender, request.sender_mac, cx);
+        return Ok(Parsed::NotOurs);
+    }
+    // A probe for an address conflict has no sender yet (RFC 5227, 2.1.1).
+    if port.kind == PortKind::Pod && request.sender != [0; 4] && !port.addresses.contains(&sender) {
+        return Err(DropReason::SpoofedSource);
+    }
+    if request.operation() == arp::REQUEST && request.target == LINK_GATEWAY_V4 {
+        meta.answer(Answer::Arp);
+        return Ok(Parsed::Answered);
+    }
+    Err(DropReason::ForeignDestination)
+}
+
+fn neighbour_discovery(
+    frame: &Frame,
+    meta: &mut Meta,
+    port: &Port,
+    cx: &Context<'_>,
+) -> Result<Parsed, DropReason> {
+    let bytes = &frame.bytes()[usize::from(meta.l4)..];
+    let target = bytes.get(8..icmp::NEIGHBOUR_MIN_LEN).and_then(Addr::from_slice);
+    if port.kind == PortKind::Uplink {
+        if let Some(message) = view::<icmp::Neighbour>(bytes, 0)
+            && meta.l4_info == icmp::v6::NEIGHBOUR_ADVERTISEMENT
+            && message.option == icmp::OPTION_TARGET
+            && message.option_len == 1
+        {
+            learn(&Addr(message.target), message.mac, cx);
+        }
+        return Ok(Parsed::NotOurs);
+    }
+    if meta.l4_info != icmp::v6::NEIGHBOUR_SOLICITATION {
+        return Err(DropReason::Multicast);
+    }
+    if target.ok_or(DropReason::MalformedTransport)?.0 != LINK_GATEWAY_V6 {
+        return Err(DropReason::ForeignDestination);
+    }
+    meta.answer(Answer::Neighbour);
+    Ok(Parsed::Answered)
+}
+
+/// A neighbour has told its MAC; only those on the uplink's link count.
+fn learn(addr: &Addr, mac: ethernet::Mac, cx: &Context<'_>) {
+    if !is_group(&mac) && cx.tables.route(addr) == Some(Route::OnLink) {
+        cx.neighbours.learn(*addr, mac);
+    }
+}

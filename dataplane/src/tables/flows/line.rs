@@ -1,0 +1,369 @@
+//! One direction of a flow: 64 bytes for IPv4, 128 for IPv6, as words that any thread may read.
+//!
+//! ```text
+//! IPv4                                    IPv6 (two cache lines; hot words first)
+//! word                                    word
+//!  0  source | destination                 0-1  source
+//!  1  ports | protocol | seen              2-3  destination
+//!  2  new source | new destination         4    ports | protocol | seen
+//!  3  new ports | checksum deltas          5    new ports | checksum deltas
+//!  4  next hop | revision                  6    next hop | revision
+//!  5  last seen | packets (low 32)         7    last seen | packets (low 32)
+//!  6  bytes (56) | packets (high 8)        8    bytes (56) | packets (high 8)
+//!  7  two ids                              9    two ids
+//!                                         10-11 new source, 12-13 new destination, 14-15 spare
+//! ```
+//!
+//! Addresses, ports, rewrite and ids are written before the flow is published and never again. Next hop,
+//! revision, last seen, counters and `seen` are written only by the worker that carries this direction.
+
+use std::fmt::Debug;
+
+use crate::batch::Key;
+use crate::sync::{AtomicU64, Ordering};
+use crate::tables::route::NextHop;
+use crate::wire::Addr;
+use crate::wire::checksum::Delta;
+
+/// A family of addresses, as the flow table stores it.
+pub trait Family: Copy + Debug + Send + Sync + 'static {
+    /// One direction of a flow.
+    type Line: Line;
+}
+
+/// IPv4.
+#[derive(Clone, Copy, Debug)]
+pub struct V4;
+/// IPv6.
+#[derive(Clone, Copy, Debug)]
+pub struct V6;
+
+impl Family for V4 {
+    type Line = LineV4;
+}
+impl Family for V6 {
+    type Line = LineV6;
+}
+
+/// One direction of a flow, 64 bytes.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct LineV4([AtomicU64; 8]);
+
+/// One direction of a flow, 128 bytes.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct LineV6([AtomicU64; 16]);
+
+#[cfg(not(wirelane_loom))]
+const _: () = assert!(size_of::<LineV4>() == 64 && size_of::<LineV6>() == 128);
+
+/// What a packet of one direction is turned into, compiled when the flow was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Addresses and ports after translation.
+    pub to: Key,
+    /// Change of the IPv4 header's sum.
+    pub l3: Delta,
+    /// Change of the transport's sum (addresses in the pseudo-header, and ports).
+    pub l4: Delta,
+}
+
+/// What every line can do; the two families differ in where the addresses lie.
+///
+/// Everything is a relaxed load or store of whole words: a plain `mov`.
+pub trait Line: Debug + Send + Sync + 'static {
+    /// Writes the parts that do not change: before the flow is published.
+    fn init(&self, key: &Key, rewrite: &Rewrite, ids: (u32, u32), now: u32);
+
+    /// The key of the packets of this direction.
+    fn key(&self) -> Key;
+
+    /// Whether it is this key's line.
+    fn is_for(&self, key: &Key) -> bool;
+
+    /// What its packets are turned into.
+    fn rewrite(&self) -> Rewrite;
+
+    /// The words at the places that both families have.
+    fn tail(&self) -> Tail<'_>;
+
+    /// A word that a free record may use to name the next free one.
+    fn free_link(&self) -> &AtomicU64;
+}
+
+/// The words that both families have: ports, hop, counters, ids.
+#[derive(Clone, Copy, Debug)]
+pub struct Tail<'a> {
+    ports: &'a AtomicU64,
+    hop: &'a AtomicU64,
+    age: &'a AtomicU64,
+    bytes: &'a AtomicU64,
+    ids: &'a AtomicU64,
+}
+
+const SEEN_SHIFT: u32 = 56;
+const PORTS_AND_PROTO: u64 = (1 << 40) - 1;
+
+impl Tail<'_> {
+    /// What has been seen in this direction: `tcp::seen::*` bits.
+    #[inline(always)]
+    pub fn seen(&self) -> u8 {
+        (self.ports.load(Ordering::Relaxed) >> SEEN_SHIFT) as u8
+    }
+
+    /// Adds to what has been seen. Only for the worker that carries the direction.
+    #[inline(always)]
+    pub fn mark(&self, seen: u8) {
+        let word = self.ports.load(Ordering::Relaxed);
+        let new = word | u64::from(seen) << SEEN_SHIFT;
+        if new != word {
+            self.ports.store(new, Ordering::Relaxed);
+        }
+    }
+
+    /// Where its packets go, and the revision under which that (and the policy) was decided.
+    #[inline(always)]
+    pub fn hop(&self) -> (NextHop, u32) {
+        let word = self.hop.load(Ordering::Relaxed);
+        (NextHop::from_bits(word as u32), (word >> 32) as u32)
+    }
+
+    /// Says anew where its packets go. Only for the worker that carries the direction.
+    #[inline(always)]
+    pub fn set_hop(&self, hop: NextHop, revision: u32) {
+        self.hop.store(u64::from(hop.bits()) | u64::from(revision) << 32, Ordering::Relaxed);
+    }
+
+    /// Counts a packet. Only for the worker that carries the direction.
+    #[inline(always)]
+    pub fn count(&self, now: u32, len: usize) {
+        let (packets, carry) = ((self.age.load(Ordering::Relaxed) >> 32) as u32).overflowing_add(1);
+        self.age.store(u64::from(now) | u64::from(packets) << 32, Ordering::Relaxed);
+        let bytes = self.bytes.load(Ordering::Relaxed) + len as u64 + (u64::from(carry) << 56);
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// When a packet was last seen, in ticks.
+    #[inline(always)]
+    pub fn last_seen(&self) -> u32 {
+        self.age.load(Ordering::Relaxed) as u32
+    }
+
+    /// Packets so far.
+    pub fn packets(&self) -> u64 {
+        self.age.load(Ordering::Relaxed) >> 32 | self.bytes.load(Ordering::Relaxed) >> 56 << 32
+    }
+
+    /// Bytes so far, of IP packets as they came in.
+    pub fn byte_count(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed) & ((1 << 56) - 1)
+    }
+
+    /// The two ids: of the original direction service port and backend; of the reply direction the rules
+    /// that allowed egress and ingress.
+    pub fn ids(&self) -> (u32, u32) {
+        let word = self.ids.load(Ordering::Relaxed);
+        (word as u32, (word >> 32) as u32)
+    }
+
+    fn init(&self, key: &Key, ids: (u32, u32), now: u32) {
+        self.ports.store(ports_word(key), Ordering::Relaxed);
+        self.hop.store(u64::from(NextHop::UNRESOLVED.bits()), Ordering::Relaxed);
+        self.age.store(u64::from(now), Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.ids.store(u64::from(ids.0) | u64::from(ids.1) << 32, Ordering::Relaxed);
+    }
+}
+
+#[inline(always)]
+fn ports_word(key: &Key) -> u64 {
+    u64::from(key.sport) | u64::from(key.dport) << 16 | u64::from(key.proto) << 32
+}
+
+#[inline(always)]
+fn rewrite_word(rewrite: &Rewrite) -> u64 {
+    u64::from(rewrite.to.sport)
+        | u64::from(rewrite.to.dport) << 16
+        | u64::from(rewrite.l3.0) << 32
+        | u64::from(rewrite.l4.0) << 48
+}
+
+#[inline(always)]
+fn word_pair(a: [u8; 4], b: [u8; 4]) -> u64 {
+    u64::from(u32::from_ne_bytes(a)) | u64::from(u32::from_ne_bytes(b)) << 32
+}
+
+#[inline(always)]
+fn word_of(bytes: &[u8; 16], half: usize) -> u64 {
+    u64::from_ne_bytes(bytes[half * 8..half * 8 + 8].try_into().expect("8 bytes of 16"))
+}
+
+#[inline(always)]
+fn addr_of(low: u64, high: u64) -> Addr {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&low.to_ne_bytes());
+    bytes[8..].copy_from_slice(&high.to_ne_bytes());
+    Addr(bytes)
+}
+
+#[inline(always)]
+fn with_ports(src: Addr, dst: Addr, ports: u64) -> Key {
+    Key { src, dst, sport: ports as u16, dport: (ports >> 16) as u16, proto: (ports >> 32) as u8 }
+}
+
+impl Line for LineV4 {
+    fn init(&self, key: &Key, rewrite: &Rewrite, ids: (u32, u32), now: u32) {
+        let words = &self.0;
+        words[0].store(word_pair(key.src.last4(), key.dst.last4()), Ordering::Relaxed);
+        words[2].store(word_pair(rewrite.to.src.last4(), rewrite.to.dst.last4()), Ordering::Relaxed);
+        words[3].store(rewrite_word(rewrite), Ordering::Relaxed);
+        self.tail().init(key, ids, now);
+    }
+
+    #[inline(always)]
+    fn key(&self) -> Key {
+        let addrs = self.0[0].load(Ordering::Relaxed);
+        let v4 = |half: u32| Addr::v4(((addrs >> (half * 32)) as u32).to_ne_bytes());
+        with_ports(v4(0), v4(1), self.0[1].load(Ordering::Relaxed))
+    }
+
+    #[inline(always)]
+    fn is_for(&self, key: &Key) -> bool {
+        self.0[0].load(Ordering::Relaxed) == word_pair(key.src.last4(), key.dst.last4())
+            && self.0[1].load(Ordering::Relaxed) & PORTS_AND_PROTO == ports_word(key)
+    }
+
+    #[inline(always)]
+    fn rewrite(&self) -> Rewrite {
+        let addrs = self.0[2].load(Ordering::Relaxed);
+        let v4 = |half: u32| Addr::v4(((addrs >> (half * 32)) as u32).to_ne_bytes());
+        let word = self.0[3].load(Ordering::Relaxed);
+        let mut to = with_ports(v4(0), v4(1), word & 0xffff_ffff);
+        to.proto = (self.0[1].load(Ordering::Relaxed) >> 32) as u8;
+        Rewrite { to, l3: Delta((word >> 32) as u16), l4: Delta((word >> 48) as u16) }
+    }
+
+    #[inline(always)]
+    fn tail(&self) -> Tail<'_> {
+        let [_, ports, _, _, hop, age, bytes, ids] = &self.0;
+        Tail { ports, hop, age, bytes, ids }
+    }
+
+    fn free_link(&self) -> &AtomicU64 {
+        &self.0[7]
+    }
+}
+
+impl Line for LineV6 {
+    fn init(&self, key: &Key, rewrite: &Rewrite, ids: (u32, u32), now: u32) {
+        let words = &self.0;
+        for half in 0..2 {
+            words[half].store(word_of(&key.src.0, half), Ordering::Relaxed);
+            words[2 + half].store(word_of(&key.dst.0, half), Ordering::Relaxed);
+            words[10 + half].store(word_of(&rewrite.to.src.0, half), Ordering::Relaxed);
+            words[12 + half].store(word_of(&rewrite.to.dst.0, half), Ordering::Relaxed);
+        }
+        words[5].store(rewrite_word(rewrite), Ordering::Relaxed);
+        self.tail().init(key, ids, now);
+    }
+
+    #[inline(always)]
+    fn key(&self) -> Key {
+        let word = |n: usize| self.0[n].load(Ordering::Relaxed);
+        with_ports(addr_of(word(0), word(1)), addr_of(word(2), word(3)), word(4))
+    }
+
+    #[inline(always)]
+    fn is_for(&self, key: &Key) -> bool {
+        let word = |n: usize| self.0[n].load(Ordering::Relaxed);
+        word(0) == word_of(&key.src.0, 0)
+            && word(1) == word_of(&key.src.0, 1)
+            && word(2) == word_of(&key.dst.0, 0)
+            && word(3) == word_of(&key.dst.0, 1)
+            && word(4) & PORTS_AND_PROTO == ports_word(key)
+    }
+
+    #[inline(always)]
+    fn rewrite(&self) -> Rewrite {
+        let word = |n: usize| self.0[n].load(Ordering::Relaxed);
+        let ports = word(5);
+        let mut to =
+            with_ports(addr_of(word(10), word(11)), addr_of(word(12), word(13)), ports & 0xffff_ffff);
+        to.proto = (word(4) >> 32) as u8;
+        Rewrite { to, l3: Delta((ports >> 32) as u16), l4: Delta((ports >> 48) as u16) }
+    }
+
+    #[inline(always)]
+    fn tail(&self) -> Tail<'_> {
+        Tail { ports: &self.0[4], hop: &self.0[6], age: &self.0[7], bytes: &self.0[8], ids: &self.0[9] }
+    }
+
+    fn free_link(&self) -> &AtomicU64 {
+        &self.0[9]
+    }
+}
+
+impl LineV4 {
+    /// A line of zeros, for models that have no mapped memory.
+    #[cfg(wirelane_loom)]
+    pub fn zeroed() -> LineV4 {
+        LineV4(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+#[cfg(all(test, not(wirelane_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key(v6: bool, bytes: [u8; 32], sport: u16, dport: u16, proto: u8) -> Key {
+        let half = |n: usize| -> Addr {
+            let bytes: [u8; 16] = bytes[n * 16..n * 16 + 16].try_into().unwrap();
+            if v6 { Addr(bytes) } else { Addr::v4(bytes[..4].try_into().unwrap()) }
+        };
+        Key { src: half(0), dst: half(1), sport, dport, proto }
+    }
+
+    fn check<L: Line>(line: &L, key: Key, to: Key, deltas: (u16, u16)) {
+        let rewrite =
+            Rewrite { to: Key { proto: key.proto, ..to }, l3: Delta(deltas.0), l4: Delta(deltas.1) };
+        line.init(&key, &rewrite, (7, 9), 5);
+        let tail = line.tail();
+        tail.mark(0x83);
+        tail.set_hop(NextHop::port(3), 77);
+        tail.count(8, 60);
+        tail.count(9, 1000);
+        assert_eq!((line.key(), line.rewrite()), (key, rewrite));
+        assert!(line.is_for(&key) && !line.is_for(&Key { proto: key.proto.wrapping_add(1), ..key }));
+        assert!(!line.is_for(&Key { sport: key.sport.wrapping_add(1), ..key }));
+        assert_eq!((tail.seen(), tail.hop(), tail.ids()), (0x83, (NextHop::port(3), 77), (7, 9)));
+        assert_eq!((tail.last_seen(), tail.packets(), tail.byte_count()), (9, 2, 1060));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            a in any::<[[u8; 16]; 2]>(), b in any::<[[u8; 16]; 2]>(), ports in any::<[u16; 4]>(),
+            proto in any::<u8>(), deltas in any::<(u16, u16)>(),
+        ) {
+            let flat = |x: [[u8; 16]; 2]| -> [u8; 32] { x.concat().try_into().unwrap() };
+            for v6 in [false, true] {
+                let (from, to) = (key(v6, flat(a), ports[0], ports[1], proto), key(v6, flat(b), ports[2], ports[3], proto));
+                if v6 {
+                    check(&LineV6(Default::default()), from, to, deltas);
+                } else {
+                    check(&LineV4(Default::default()), from, to, deltas);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packets_carry_into_the_high_bits() {
+        let line = LineV4(Default::default());
+        line.0[5].store(u64::from(u32::MAX) << 32, Ordering::Relaxed);
+        line.tail().count(1, 100);
+        assert_eq!((line.tail().packets(), line.tail().byte_count()), (1 << 32, 100));
+    }
+}

@@ -1,0 +1,216 @@
+//! The tables: one immutable state with a revision ([`Tables`]), and the one table that workers write
+//! ([`flows`]).
+
+pub mod build;
+pub mod flows;
+pub mod neighbours;
+pub mod objects;
+pub mod policy;
+pub mod route;
+pub mod services;
+
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::batch::PortId;
+use crate::wire::Addr;
+use crate::wire::ethernet::Mac;
+use objects::LocalNode;
+use policy::Policies;
+use route::{Route, Routes};
+use services::Services;
+
+/// The uplink's port.
+pub const UPLINK_PORT: PortId = 0;
+/// The host's port: the veth pair into the node's own kernel.
+pub const HOST_PORT: PortId = 1;
+/// The first port of a pod.
+pub const FIRST_POD_PORT: PortId = 2;
+/// How many ports there can be.
+pub const MAX_PORTS: usize = 1024;
+
+/// Everything that workers read and never write: one revision of it.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// The revision's number. Everything that changes any table makes a new one: transactions, ports,
+    /// and what the kernel says about the uplink.
+    pub revision: u64,
+    /// The last revision that a transaction made.
+    pub objects_revision: u64,
+    /// A flow compiled under an earlier revision has to be judged and routed anew: the last revision that
+    /// changed policies, identities, routes or ports. Truncated like the revisions in flows.
+    pub flows_valid_since: u32,
+    /// This node; `None` before the control process has said anything.
+    pub local: Option<Arc<LocalNode>>,
+    /// The node's own addresses, for each family: uplink, gateway. Unspecified where there is none.
+    pub node_v4: NodeAddresses,
+    /// As `node_v4`, for IPv6.
+    pub node_v6: NodeAddresses,
+    /// The other nodes. A node keeps its number.
+    pub nodes: Arc<Vec<Node>>,
+    /// Number of the node that has this address.
+    pub node_by_address: Arc<HashMap<Addr, u16>>,
+    /// By number: uplink, host, pods.
+    pub ports: Arc<Vec<Option<Port>>>,
+    /// Every pod of the cluster, by address.
+    pub pods: Arc<HashMap<Addr, PodAt>>,
+    /// See [`Services`].
+    pub services: Arc<Services>,
+    /// See [`Policies`].
+    pub policies: Arc<Policies>,
+    /// See [`Routes`].
+    pub routes: Arc<Routes>,
+}
+
+/// The node's own addresses of one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// On the uplink.
+    pub uplink: Addr,
+    /// The gateway address of its pods.
+    pub gateway: Addr,
+}
+
+/// Another node, compiled.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Where its end of the tunnel is.
+    pub tunnel_to: Addr,
+    /// This node's end.
+    pub tunnel_from: Addr,
+    /// MAC of its VXLAN device.
+    pub vtep_mac: Mac,
+    /// Number in `Neighbours` of the next hop on the uplink towards it; `None`: not routable now.
+    pub neighbour: Option<u32>,
+    /// Whether it is (still) in the cluster.
+    pub exists: bool,
+}
+
+/// A port, compiled.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Its kind.
+    pub kind: PortKind,
+    /// The dataplane's MAC on it.
+    pub mac: Mac,
+    /// MAC of the other end; of the uplink all zeros, since there are many.
+    pub peer_mac: Mac,
+    /// The largest IP packet that it carries.
+    pub mtu: u16,
+    /// Addresses of the pod: the only ones that it may send from.
+    pub addresses: [Addr; 2],
+    /// The pod's identity; 0: not known yet.
+    pub identity: u32,
+    /// Whether the pod behind it is known to the policies: until then nothing passes.
+    pub admitted: bool,
+    /// Name of the pod, or "uplink" or "host".
+    pub name: Arc<str>,
+}
+
+/// What is at the other end of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// The network.
+    Uplink,
+    /// The node's own kernel.
+    Host,
+    /// A pod.
+    Pod,
+}
+
+impl PortKind {
+    /// The name in outputs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            PortKind::Uplink => "uplink",
+            PortKind::Host => "host",
+            PortKind::Pod => "pod",
+        }
+    }
+}
+
+/// A pod of the cluster, as its address says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodAt {
+    /// Its identity.
+    pub identity: u32,
+    /// Its port, if it is on this node and attached.
+    pub port: Option<PortId>,
+    /// Whether it is on this node.
+    pub local: bool,
+}
+
+impl Tables {
+    /// The node's own addresses of a family.
+    #[inline(always)]
+    pub fn node(&self, v6: bool) -> &NodeAddresses {
+        if v6 { &self.node_v6 } else { &self.node_v4 }
+    }
+
+    /// Whether an address is this node's own.
+    #[inline(always)]
+    pub fn is_node_address(&self, addr: &Addr) -> bool {
+        let node = self.node(!addr.is_v4());
+        *addr == node.uplink || *addr == node.gateway
+    }
+
+    /// A port that is open.
+    #[inline(always)]
+    pub fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id as usize)?.as_ref()
+    }
+
+    /// Identity of an address: a pod's, or 0.
+    #[inline]
+    pub fn identity(&self, addr: &Addr) -> u32 {
+        self.pods.get(addr).map_or(0, |pod| pod.identity)
+    }
+
+    /// Where an address is.
+    #[inline]
+    pub fn route(&self, addr: &Addr) -> Option<Route> {
+        self.routes.lookup(addr)
+    }
+
+    /// What the steering program has to send to the sockets.
+    pub fn steering(&self) -> Steering {
+        let mut prefixes = Vec::new();
+        let mut node_addresses = Vec::new();
+        if let Some(local) = &self.local {
+            prefixes.extend(local.pod_cidrs.iter().copied());
+            node_addresses.extend(local.addresses.iter().copied());
+        }
+        let external: HashSet<Addr> = self
+            .services
+            .addresses()
+            .filter(|(_, kind)| *kind != objects::FrontendKind::ClusterIp)
+            .map(|(addr, _)| addr)
+            .collect();
+        prefixes.extend(external.into_iter().map(route::host_prefix));
+        prefixes.sort_unstable();
+        let mut node_ports: Vec<(u16, u8)> = self.services.node_ports().collect();
+        node_ports.sort_unstable();
+        Steering {
+            vxlan_port: self.local.as_ref().map_or(0, |local| local.vxlan_port),
+            node_addresses,
+            node_ports,
+            prefixes,
+        }
+    }
+}
+
+/// What of the uplink's traffic is ours; the rest is the kernel's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Steering {
+    /// UDP port of VXLAN at the node's addresses; 0: none.
+    pub vxlan_port: u16,
+    /// The node's addresses on the uplink.
+    pub node_addresses: Vec<Addr>,
+    /// Ports (with IANA protocol numbers) at the node's addresses that are Services'.
+    pub node_ports: Vec<(u16, u8)>,
+    /// Destinations that are ours whatever the port.
+    pub prefixes: Vec<ipnet::IpNet>,
+}

@@ -1,0 +1,273 @@
+//! What the control process says, as validated types. Made at the rim (`rpc`), compiled by [`super::build`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::wire::Addr;
+use crate::wire::ethernet::Mac;
+
+/// Names one object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    /// The one node that this dataplane serves.
+    LocalNode,
+    /// Another node, by name.
+    Node(String),
+    /// A pod, by "namespace/name".
+    Pod(String),
+    /// An identity, by its number.
+    Identity(u32),
+    /// A Service, by "namespace/name".
+    Service(String),
+    /// A NetworkPolicy, by "namespace/name".
+    Policy(String),
+}
+
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ObjectKey::LocalNode => write!(f, "LocalNode"),
+            ObjectKey::Node(name) => write!(f, "Node {name}"),
+            ObjectKey::Pod(name) => write!(f, "Pod {name}"),
+            ObjectKey::Identity(id) => write!(f, "Identity {id}"),
+            ObjectKey::Service(name) => write!(f, "Service {name}"),
+            ObjectKey::Policy(name) => write!(f, "Policy {name}"),
+        }
+    }
+}
+
+/// One object of the tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// See [`LocalNode`].
+    LocalNode(LocalNode),
+    /// See [`Node`].
+    Node(Node),
+    /// See [`Pod`].
+    Pod(Pod),
+    /// See [`Identity`].
+    Identity(Identity),
+    /// See [`Service`].
+    Service(Service),
+    /// See [`Policy`].
+    Policy(Policy),
+}
+
+impl Object {
+    /// Its name.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Object::LocalNode(_) => ObjectKey::LocalNode,
+            Object::Node(node) => ObjectKey::Node(node.name.clone()),
+            Object::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
+            Object::Identity(identity) => ObjectKey::Identity(identity.id),
+            Object::Service(service) => ObjectKey::Service(service.name.clone()),
+            Object::Policy(policy) => ObjectKey::Policy(policy.name.clone()),
+        }
+    }
+}
+
+/// The node that this dataplane serves, and what holds for the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalNode {
+    /// Name of the Node object.
+    pub name: String,
+    /// Its own addresses on the uplink, at most one of each family.
+    pub addresses: Vec<Addr>,
+    /// Its pods' ranges, at most one of each family.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The cluster's Service ranges.
+    pub service_cidrs: Vec<IpNet>,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// Network identifier of the cluster's VXLAN, 24 bits.
+    pub vni: u32,
+    /// MTU of pods: the uplink's less the tunnel's overhead.
+    pub pod_mtu: u16,
+}
+
+impl LocalNode {
+    /// The node's gateway addresses: the first after the network address of each pod range. The host's
+    /// address towards pods, and the source of masqueraded connections.
+    pub fn gateways(&self) -> impl Iterator<Item = Addr> + '_ {
+        self.pod_cidrs.iter().map(|cidr| gateway_of(*cidr))
+    }
+}
+
+/// The first address after the network address.
+pub fn gateway_of(cidr: IpNet) -> Addr {
+    let mut addr = Addr::from(cidr.network());
+    let last = addr.0[15];
+    addr.0[15] = last | 1;
+    debug_assert_eq!(last & 1, 0, "a range of one address has no gateway: refused at the rim");
+    addr
+}
+
+/// The MAC address of a node's VXLAN device, if nobody says otherwise: 02:57 and the last four bytes of its
+/// address, so that it stays the same whenever the device is made anew.
+pub fn vtep_mac_of(address: Addr) -> Mac {
+    let [a, b, c, d] = address.last4();
+    [0x02, 0x57, a, b, c, d]
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name of the Node object.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<Addr>,
+    /// Its pods' ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// MAC of its VXLAN device.
+    pub vtep_mac: Mac,
+}
+
+/// A pod, on any node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// "namespace/name".
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<Addr>,
+    /// Name of its node.
+    pub node: String,
+    /// Its identity.
+    pub identity: u32,
+}
+
+/// A set of labels that policies can tell apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its number; 0 stands for addresses outside the cluster and is no object.
+    pub id: u32,
+    /// Namespace of its pods.
+    pub namespace: String,
+    /// Labels of its pods.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// "namespace/name".
+    pub name: String,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Seconds of session affinity by client address; 0: none.
+    pub affinity_seconds: u32,
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, if it has one.
+    pub name: String,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Where it is reached.
+    pub frontends: Vec<Frontend>,
+    /// Where new connections may go.
+    pub backends: Vec<Backend>,
+}
+
+/// What kind of address a frontend has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontendKind {
+    /// Inside the cluster.
+    ClusterIp,
+    /// On every address of the node.
+    NodePort,
+    /// An external address of the Service.
+    ExternalIp,
+    /// An address of its load balancer.
+    LoadBalancer,
+}
+
+/// Where a Service is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Its kind.
+    pub kind: FrontendKind,
+    /// Its address; `None` for node ports.
+    pub address: Option<Addr>,
+    /// Its port.
+    pub port: u16,
+}
+
+/// Where connections to a Service go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address.
+    pub address: Addr,
+    /// Its port.
+    pub port: u16,
+    /// "namespace/name" of its pod, or empty.
+    pub pod: String,
+    /// Name of its node, or empty.
+    pub node: String,
+}
+
+/// A NetworkPolicy with its selectors resolved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// "namespace/name".
+    pub name: String,
+    /// Identities that it selects.
+    pub subjects: Vec<u32>,
+    /// Whether it isolates them for ingress.
+    pub isolates_ingress: bool,
+    /// Whether it isolates them for egress.
+    pub isolates_egress: bool,
+    /// What may come in.
+    pub ingress: Vec<Rule>,
+    /// What may go out.
+    pub egress: Vec<Rule>,
+}
+
+/// One rule of a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Position in the policy's list.
+    pub index: u32,
+    /// Holds for these subjects only; empty: for all of the policy.
+    pub subjects: Vec<u32>,
+    /// Whether every peer matches.
+    pub any_peer: bool,
+    /// Identities that match.
+    pub peer_identities: Vec<u32>,
+    /// Ranges that match.
+    pub peer_blocks: Vec<IpBlock>,
+    /// Ports that match; empty: every port and protocol.
+    pub ports: Vec<PortRange>,
+}
+
+/// A range of addresses with holes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IpBlock {
+    /// The range.
+    pub cidr: IpNet,
+    /// The holes.
+    pub except: Vec<IpNet>,
+}
+
+impl IpBlock {
+    /// Whether the address lies in the range and in none of the holes.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        self.cidr.contains(&addr) && !self.except.iter().any(|hole| hole.contains(&addr))
+    }
+}
+
+/// Ports of one protocol, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// IANA protocol number.
+    pub proto: u8,
+    /// First port.
+    pub first: u16,
+    /// Last port.
+    pub last: u16,
+}

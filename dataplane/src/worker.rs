@@ -1,0 +1,473 @@
+//! One core: receive, process, transmit, sleep if idle.
+//!
+//! A worker owns its ports, its frame memory and its processor (the [`Engine`](crate::engine) in production), and
+//! shares none of them. Whoever opens and closes ports talks to it through a [`WorkerHandle`]; it listens between
+//! two batches.
+//!
+//! It polls while there is traffic, so that a packet waits for nothing but the batch before it. After some tens of
+//! microseconds without any it sleeps, in `epoll_wait(2)` on all its sockets: a quiet node costs nothing, and the
+//! first packet after a pause pays for being woken.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use core_affinity::CoreId;
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+
+use crate::batch::{Batch, PortId};
+use crate::clock::Now;
+use crate::engine::Engine;
+use crate::io::Port;
+use crate::io::frame::{Chunks, Frame, FramePool};
+use crate::stats::WorkerStats;
+use crate::tables::MAX_PORTS;
+use crate::verdict::{DropReason, Verdict};
+
+/// What a worker runs its batches through: an [`Engine`], or something simpler in tests and benchmarks.
+pub trait Processor {
+    /// Gives every packet of a batch a verdict, and each that leaves the port that it leaves by.
+    fn run(&mut self, batch: &mut Batch, now: Now);
+
+    /// Does a bounded piece of work that can wait for spare time. Called about once a millisecond.
+    fn housekeeping(&mut self, _now: Now) {}
+
+    /// No batch is under way.
+    fn quiescent(&mut self) {}
+
+    /// The worker goes to sleep.
+    fn offline(&mut self) {}
+
+    /// The worker has woken up.
+    fn online(&mut self) {}
+
+    /// Where the worker counts.
+    fn stats(&self) -> &WorkerStats;
+}
+
+/// How a worker runs.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// Its number.
+    pub index: usize,
+    /// The core that it is to stay on; `None`: that of its number among those that the process may use.
+    pub core: Option<usize>,
+    /// How long it polls without a frame before it sleeps: longer than being woken takes, or a packet that
+    /// comes right after would have done better to be waited for.
+    pub spin: Duration,
+    /// How long it sleeps at most before it looks after its flows.
+    pub nap: Duration,
+}
+
+impl WorkerConfig {
+    /// The usual, for worker `index`.
+    pub fn new(index: usize) -> WorkerConfig {
+        WorkerConfig { index, core: None, spin: Duration::from_micros(50), nap: Duration::from_millis(250) }
+    }
+}
+
+/// The thread that runs a worker, as seen by those who open and close its ports.
+///
+/// When the handle is dropped, the worker ends, and its ports and memory with it.
+#[derive(Debug)]
+pub struct WorkerHandle<P, E> {
+    commands: Sender<Command<P>>,
+    wakeup: Arc<OwnedFd>,
+    thread: Option<JoinHandle<Worker<P, E>>>,
+    core: Option<usize>,
+}
+
+/// The worker's thread is gone: it has panicked.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the worker has died")]
+pub struct WorkerDied;
+
+impl<P: Port + Send + 'static, E: Processor + Send + 'static> WorkerHandle<P, E> {
+    /// Starts a worker.
+    ///
+    /// # Errors
+    /// When there is no thread, or no event descriptor, to be had.
+    pub fn start(config: WorkerConfig, processor: E, pool: FramePool) -> io::Result<WorkerHandle<P, E>> {
+        let (commands, listener) = unbounded();
+        let (report, pinned) = bounded(1);
+        let mut worker = Worker::new(config, processor, pool)?;
+        let wakeup = Arc::clone(&worker.wakeup);
+        let name = format!("worker-{}", worker.config.index);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            let _ = report.send(worker.pin());
+            worker.serve(&listener);
+            worker
+        })?;
+        let core = pinned.recv().unwrap_or_default();
+        Ok(WorkerHandle { commands, wakeup, thread: Some(thread), core })
+    }
+
+    /// The core that the worker stays on, or `None` if it could not be pinned to one.
+    pub fn core(&self) -> Option<usize> {
+        self.core
+    }
+
+    /// Has the worker serve a port from now on. Hands it back if the worker has one of this number already, or
+    /// cannot sleep on it.
+    ///
+    /// # Errors
+    /// When the worker has died.
+    pub fn add_port(&self, id: PortId, port: P) -> Result<Result<(), P>, WorkerDied> {
+        self.ask(|reply| Command::AddPort { id, port, reply })
+    }
+
+    /// Has the worker let go of a port: it handles no more of its frames, and frames that would leave by it
+    /// are dropped. `None` if there is no such port.
+    ///
+    /// # Errors
+    /// When the worker has died.
+    pub fn remove_port(&self, id: PortId) -> Result<Option<P>, WorkerDied> {
+        self.ask(|reply| Command::RemovePort { id, reply })
+    }
+
+    /// Gives the worker's pool the chunks of a closed port back.
+    ///
+    /// # Errors
+    /// When the worker has died.
+    pub fn give_back(&self, chunks: Chunks) -> Result<(), WorkerDied> {
+        self.send(Command::GiveBack(chunks))
+    }
+
+    /// Ends the worker, and returns it with all that it has.
+    ///
+    /// # Errors
+    /// When the worker has died.
+    pub fn stop(mut self) -> Result<Worker<P, E>, WorkerDied> {
+        self.send(Command::Stop)?;
+        let thread = self.thread.take().expect("there until here");
+        thread.join().map_err(|_| WorkerDied)
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command<P>) -> Result<T, WorkerDied> {
+        let (reply, answer) = bounded(1);
+        self.send(command(reply))?;
+        answer.recv().map_err(|_| WorkerDied)
+    }
+
+    fn send(&self, command: Command<P>) -> Result<(), WorkerDied> {
+        self.commands.send(command).map_err(|_| WorkerDied)?;
+        // It fails only if it has been written to 2^64 - 1 times, and then the worker is awake.
+        let _ = rustix::io::write(&self.wakeup, &1u64.to_ne_bytes());
+        Ok(())
+    }
+}
+
+impl<P, E> Drop for WorkerHandle<P, E> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = self.commands.send(Command::Stop);
+            let _ = rustix::io::write(&self.wakeup, &1u64.to_ne_bytes());
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a worker is asked between two batches.
+#[derive(Debug)]
+enum Command<P> {
+    AddPort { id: PortId, port: P, reply: Sender<Result<(), P>> },
+    RemovePort { id: PortId, reply: Sender<Option<P>> },
+    GiveBack(Chunks),
+    Stop,
+}
+
+/// A worker. In production it runs on the thread of its [`WorkerHandle`]; tests call [`round`](Worker::round).
+#[derive(Debug)]
+pub struct Worker<P, E> {
+    config: WorkerConfig,
+    /// What it runs batches through.
+    pub processor: E,
+    /// Its free frames.
+    pub pool: FramePool,
+    ports: Vec<Slot<P>>,
+    /// Place in `ports` by number of port.
+    places: Box<[Option<u16>]>,
+    /// The port whose turn it is to be the first of a round.
+    first: usize,
+    batch: Batch,
+    epoll: OwnedFd,
+    wakeup: Arc<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Slot<P> {
+    id: PortId,
+    port: P,
+    /// Whether frames were queued since it was last flushed.
+    dirty: bool,
+}
+
+/// How long a worker sleeps at most while frames that it has sent are still on their way.
+const SENDING_NAP: Duration = Duration::from_millis(10);
+
+/// The most pieces of housekeeping that are made up for after a sleep.
+const CATCH_UP: u32 = 64;
+
+impl<P: Port, E: Processor> Worker<P, E> {
+    /// A worker without ports.
+    ///
+    /// # Errors
+    /// When there is no epoll or event descriptor to be had.
+    pub fn new(config: WorkerConfig, processor: E, pool: FramePool) -> io::Result<Worker<P, E>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wakeup = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        epoll::add(&epoll, &wakeup, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        Ok(Worker {
+            config,
+            processor,
+            pool,
+            ports: Vec::new(),
+            places: vec![None; MAX_PORTS].into(),
+            first: 0,
+            batch: Batch::default(),
+            epoll,
+            wakeup,
+        })
+    }
+
+    /// Serves a port from now on; hands it back if there is one of this number, or it cannot be slept on.
+    ///
+    /// # Errors
+    /// The port.
+    pub fn add_port(&mut self, id: PortId, port: P) -> Result<(), P> {
+        if self.places.get(id as usize).is_none_or(Option::is_some) {
+            return Err(port);
+        }
+        if let Some(fd) = port.fd()
+            && epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN).is_err()
+        {
+            return Err(port);
+        }
+        self.places[id as usize] = Some(self.ports.len() as u16);
+        self.ports.push(Slot { id, port, dirty: false });
+        Ok(())
+    }
+
+    /// Lets go of a port.
+    pub fn remove_port(&mut self, id: PortId) -> Option<P> {
+        let place = self.places.get_mut(id as usize)?.take()? as usize;
+        let slot = self.ports.swap_remove(place);
+        if let Some(moved) = self.ports.get(place) {
+            self.places[moved.id as usize] = Some(place as u16);
+        }
+        if let Some(fd) = slot.port.fd() {
+            let _ = epoll::delete(&self.epoll, fd);
+        }
+        Some(slot.port)
+    }
+
+    /// The port of this number.
+    pub fn port_mut(&mut self, id: PortId) -> Option<&mut P> {
+        let place = (*self.places.get(id as usize)?)?;
+        Some(&mut self.ports[place as usize].port)
+    }
+
+    /// Numbers of its ports.
+    pub fn ports(&self) -> impl Iterator<Item = PortId> + '_ {
+        self.ports.iter().map(|slot| slot.id)
+    }
+
+    /// Takes what each port has received, as much as one batch of it, through the processor and out again.
+    /// Returns how many frames there were.
+    pub fn round(&mut self, now: Now) -> usize {
+        let mut frames = 0;
+        let ports = self.ports.len();
+        // Another port is first each time, so that none always finds the batch filled by those before it.
+        self.first = if self.first + 1 < ports { self.first + 1 } else { 0 };
+        for place in (self.first..ports).chain(0..self.first) {
+            frames += self.receive(place);
+            if self.batch.room() == 0 {
+                self.process(now);
+            }
+        }
+        if !self.batch.is_empty() {
+            self.process(now);
+        }
+        // What could not be sent at once, and the chunks of what could.
+        for slot in &mut self.ports {
+            if slot.port.in_flight() > 0 {
+                slot.port.flush(&mut self.pool);
+            }
+        }
+        self.processor.quiescent();
+        frames
+    }
+
+    #[inline]
+    fn receive(&mut self, place: usize) -> usize {
+        let slot = &mut self.ports[place];
+        let before = self.batch.len();
+        let received = slot.port.receive(slot.id, &mut self.batch, &mut self.pool);
+        if received > 0 {
+            let bytes: usize = self.batch.frames[before..].iter().map(Frame::len).sum();
+            let stats = &self.processor.stats().ports[slot.id as usize];
+            stats.rx_packets.add(received as u64);
+            stats.rx_bytes.add(bytes as u64);
+        }
+        received
+    }
+
+    /// Runs the batch, and sends or frees every frame of it.
+    fn process(&mut self, now: Now) {
+        self.processor.run(&mut self.batch, now);
+        let stats = self.processor.stats();
+        for (frame, meta) in self.batch.frames.drain(..).zip(self.batch.meta.drain(..)) {
+            debug_assert_ne!(meta.verdict, Verdict::Pending);
+            if meta.verdict == Verdict::Drop {
+                self.pool.free(frame);
+                continue;
+            }
+            let place = self.places.get(meta.out_port as usize).copied().flatten();
+            let Some(place) = place else {
+                // Closed since the tables that the processor goes by were made.
+                stats.drops[DropReason::PortDetached as usize].add(1);
+                self.pool.free(frame);
+                continue;
+            };
+            let slot = &mut self.ports[place as usize];
+            let counters = &stats.ports[meta.out_port as usize];
+            let bytes = frame.len() as u64;
+            match slot.port.transmit(frame, &mut self.pool) {
+                Ok(()) => {
+                    slot.dirty = true;
+                    counters.tx_packets.add(1);
+                    counters.tx_bytes.add(bytes);
+                }
+                Err(frame) => {
+                    counters.tx_full.add(1);
+                    stats.drops[DropReason::TransmitFull as usize].add(1);
+                    self.pool.free(frame);
+                }
+            }
+        }
+        for slot in &mut self.ports {
+            if std::mem::take(&mut slot.dirty) {
+                slot.port.flush(&mut self.pool);
+            }
+        }
+    }
+
+    /// Works until it is told to stop.
+    fn serve(&mut self, commands: &Receiver<Command<P>>) {
+        let mut last = Instant::now();
+        let mut idle_since = last;
+        let mut kept = Now::read().tick;
+        loop {
+            if !commands.is_empty() && self.obey(commands) {
+                return;
+            }
+            let now = Now::read();
+            let frames = self.round(now);
+            if now.tick != kept {
+                self.housekeep(now, now.tick.wrapping_sub(kept));
+                kept = now.tick;
+            }
+
+            let time = Instant::now();
+            let pause = (time - last).as_nanos() as u64;
+            let longest = &self.processor.stats().longest_pause_ns;
+            if pause > longest.read() {
+                longest.set(pause);
+            }
+            last = time;
+            if frames > 0 {
+                idle_since = time;
+            } else if time - idle_since > self.config.spin {
+                self.sleep();
+                last = Instant::now();
+                idle_since = last;
+            }
+        }
+    }
+
+    /// Makes up for `ticks` milliseconds without housekeeping.
+    fn housekeep(&mut self, now: Now, ticks: u32) {
+        for _ in 0..ticks.min(CATCH_UP) {
+            self.processor.housekeeping(now);
+        }
+        self.processor.stats().free_frames.set(u64::from(self.pool.available()));
+    }
+
+    /// Waits for frames, commands, or the time to look after the flows.
+    fn sleep(&mut self) {
+        let sending = self.ports.iter().any(|slot| slot.port.in_flight() > 0);
+        let nap = if sending { SENDING_NAP.min(self.config.nap) } else { self.config.nap };
+        let timeout = Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: i64::from(nap.subsec_nanos()) };
+        self.processor.stats().sleeps.add(1);
+        self.processor.offline();
+        // Frames that came after the last look make it return at once. Which descriptor it was does not
+        // matter: the next round looks at all.
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+        let _ = epoll::wait(&self.epoll, &mut events, Some(&timeout));
+        let _ = rustix::io::read(&*self.wakeup, &mut [0; 8]);
+        self.processor.online();
+    }
+
+    /// Does what it is asked. Returns whether it is to stop.
+    #[cold]
+    fn obey(&mut self, commands: &Receiver<Command<P>>) -> bool {
+        for command in commands.try_iter() {
+            // Who asked may have gone; the port then goes with the answer.
+            match command {
+                Command::AddPort { id, port, reply } => drop(reply.send(self.add_port(id, port))),
+                Command::RemovePort { id, reply } => drop(reply.send(self.remove_port(id))),
+                Command::GiveBack(chunks) => self.pool.give_back(chunks),
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    /// Ties the calling thread to a core.
+    fn pin(&self) -> Option<usize> {
+        let core = match self.config.core {
+            Some(id) => CoreId { id },
+            None => {
+                let cores = core_affinity::get_core_ids().filter(|cores| !cores.is_empty())?;
+                cores[self.config.index % cores.len()]
+            }
+        };
+        let core = core_affinity::set_for_current(core).then_some(core.id);
+        self.processor.stats().core.set(core.map_or(0, |core| core as u64 + 1));
+        core
+    }
+}
+
+impl Processor for Engine {
+    #[inline]
+    fn run(&mut self, batch: &mut Batch, now: Now) {
+        Engine::run(self, batch, now);
+    }
+
+    fn housekeeping(&mut self, now: Now) {
+        /// Few enough for no packet to notice, and enough for a million flows to be seen within seconds.
+        const BUCKETS: usize = 64;
+        Engine::housekeeping(self, now, BUCKETS);
+    }
+
+    #[inline]
+    fn quiescent(&mut self) {
+        Engine::quiescent(self);
+    }
+
+    fn offline(&mut self) {
+        Engine::offline(self);
+    }
+
+    fn online(&mut self) {
+        Engine::online(self);
+    }
+
+    #[inline]
+    fn stats(&self) -> &WorkerStats {
+        Engine::stats(self)
+    }
+}
