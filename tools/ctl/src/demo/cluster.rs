@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use wirelane::{
     lab::{
         Fabric, Lab, Namespace, PlainNode, Port, Process, Settings, Tunnel, WirelaneNode, eventually, plan,
@@ -60,13 +60,10 @@ impl Cluster {
         let node2 = PlainNode::new(&lab, &fabric, plan::NODE2, tunnel)?;
         let mut node1 =
             WirelaneNode::new(&lab, &fabric, plan::NODE1, manifests.folder(), &Settings::default())?;
-        node1.start_dataplane()?;
-        node1.start_control()?;
-
-        let mut pods = BTreeMap::new();
-        for (name, _) in NODE1_PODS {
-            pods.insert(name, node1.add_pod(&lab, name, &format!("demo/{name}"))?);
-        }
+        // Their logs will be gone with the lab.
+        let pods =
+            start_node1(&lab, &mut node1).map_err(|error| anyhow!("{error:#}\n\n{}", node1.log_tails(15)));
+        let mut pods = pods?;
         pods.insert(WEB3, node2.add_pod(&lab, WEB3, &WEB3_ADDRESSES)?);
         let servers = start_servers(&pods)?;
         Ok(Cluster { client, node1, manifests, pods, _servers: servers, _node2: node2, _fabric: fabric, lab })
@@ -95,25 +92,33 @@ impl Cluster {
         ))
     }
 
-    /// Asks the pod that answers at `server` who it is, over a new connection from `from`.
+    /// A new connection from `from` to whoever answers at `server`.
     pub fn session(&self, from: &Namespace, server: SocketAddr) -> Result<Session> {
         from.within(|| Session::open(server, PATIENCE))?
             .with_context(|| format!("{} -> {server}", from.short_name()))
     }
 
-    /// The ends of the daemons' logs.
-    pub fn logs(&mut self) -> String {
-        let mut logs = String::new();
-        for process in [self.node1.dataplane().map(|process| process.log_tail(15))]
-            .into_iter()
-            .chain([self.node1.control().map(|process| process.log_tail(15))])
-            .flatten()
-        {
-            logs.push_str(&process);
-            logs.push('\n');
+    /// Undoes what a scenario that failed halfway may have left, so that the next one is judged by itself.
+    pub fn restore(&mut self) -> Result<()> {
+        self.manifests.restore_web()?;
+        if self.node1.dataplane().is_none_or(|process| !process.runs()) {
+            self.node1.start_dataplane()?;
         }
-        logs
+        if self.node1.control().is_none_or(|process| !process.runs()) {
+            self.node1.start_control()?;
+        }
+        Ok(())
     }
+}
+
+/// Starts the daemons and attaches their pods.
+fn start_node1(lab: &Lab, node1: &mut WirelaneNode) -> Result<BTreeMap<&'static str, Namespace>> {
+    node1.start_dataplane()?;
+    node1.start_control()?;
+    NODE1_PODS
+        .into_iter()
+        .map(|(name, _)| Ok((name, node1.add_pod(lab, name, &format!("demo/{name}"))?)))
+        .collect()
 }
 
 fn start_servers(pods: &BTreeMap<&'static str, Namespace>) -> Result<Vec<Process>> {

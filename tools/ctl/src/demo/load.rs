@@ -12,12 +12,16 @@ use std::{
 
 use wirelane::traffic::Session;
 
-/// Sessions that ask their servers in turn, on a thread of their own.
+/// Sessions that ask their servers in turn, on a thread of their own, until this is finished or dropped.
 #[derive(Debug)]
 pub struct Load {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     thread: JoinHandle<Report>,
 }
+
+/// Says on being dropped that it is time to stop.
+#[derive(Debug)]
+struct Stop(Arc<AtomicBool>);
 
 /// How the sessions fared.
 #[derive(Debug, Default)]
@@ -34,16 +38,22 @@ pub struct Report {
 impl Load {
     /// Starts asking. The sessions are given with the names of their servers.
     pub fn start(sessions: Vec<(String, Session)>) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let stop = Stop(Arc::default());
+        let stopped = Arc::clone(&stop.0);
         let thread = thread::spawn(move || ask_until(&stopped, sessions));
         Load { stop, thread }
     }
 
     /// Stops, and says how it went.
     pub fn finish(self) -> Report {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.stop);
         self.thread.join().unwrap_or_else(|panicked| std::panic::resume_unwind(panicked))
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -51,6 +51,7 @@ pub fn run(keep: bool) -> Result<ExitCode> {
         println!("{ok:<6}  {seconds:>5.1} s  {}", scenario.tried);
         if ok != "ok" {
             println!("        {seen}");
+            cluster.restore()?;
         }
         rows.push([scenario.tried.to_owned(), scenario.expected.to_owned(), seen, ok.to_owned()]);
     }
@@ -58,7 +59,7 @@ pub fn run(keep: bool) -> Result<ExitCode> {
     println!("{held} of {} held, in {:.0} s.", SCENARIOS.len(), start.elapsed().as_secs_f64());
     let all_held = held == SCENARIOS.len();
     if !all_held {
-        println!("{}", cluster.logs());
+        println!("\n{}", cluster.node1.log_tails(15));
     }
     if keep {
         say_what_to_try(cluster)?;

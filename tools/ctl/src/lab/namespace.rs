@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::process::CommandExt},
     panic,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -100,6 +100,8 @@ impl Namespace {
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)
+            // Control-C is for the owner of the lab, which then ends this one in its own order.
+            .process_group(0)
             .spawn()
             .map_err(io(format!("starting {name}")))?;
         Ok(Process::new(name, child, path))

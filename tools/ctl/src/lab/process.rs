@@ -46,7 +46,12 @@ impl Process {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// Whether it runs, and if not, how it ended.
+    /// Whether it runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|ended| ended.is_none())
+    }
+
+    /// How it ended, if it has.
     ///
     /// # Errors
     /// When the system cannot say.

@@ -3,6 +3,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -142,6 +143,12 @@ impl WirelaneNode {
         Ok(namespace)
     }
 
+    /// The last lines that the daemons have logged.
+    pub fn log_tails(&self, lines: usize) -> String {
+        let processes = [&self.dataplane, &self.control].into_iter().flatten();
+        processes.map(|process| format!("{}:\n{}\n", process.name(), process.log_tail(lines))).collect()
+    }
+
     fn configure(&self, settings: &Settings, manifests: &Path) -> Result<()> {
         let Settings { workers, flows, xdp_mode, when_unbound, frames_per_worker, vxlan_port, vni } =
             settings;
@@ -160,6 +167,15 @@ impl WirelaneNode {
             fs::write(&path, text).map_err(io(format!("writing {}", path.display())))?;
         }
         Ok(())
+    }
+}
+
+impl Drop for WirelaneNode {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // For whoever reads why the test failed: the logs are about to go with their lab.
+            eprintln!("{}", self.log_tails(30));
+        }
     }
 }
 
