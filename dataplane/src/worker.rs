@@ -9,7 +9,7 @@
 //! first packet after a pause pays for being woken.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,6 +44,11 @@ pub trait Processor {
     /// The worker has woken up.
     fn online(&mut self) {}
 
+    /// Whether it waits for something that whoever hears [`WorkerConfig::bell`] can find out.
+    fn in_want(&self) -> bool {
+        false
+    }
+
     /// Where the worker counts.
     fn stats(&self) -> &WorkerStats;
 }
@@ -60,12 +65,16 @@ pub struct WorkerConfig {
     pub spin: Duration,
     /// How long it sleeps at most before it looks after its flows.
     pub nap: Duration,
+    /// What to write to when the processor is in want:
+    /// [`Follower::bell`](crate::kernel::neighbours::Follower::bell).
+    pub bell: Option<Arc<OwnedFd>>,
 }
 
 impl WorkerConfig {
     /// The usual, for worker `index`.
     pub fn new(index: usize) -> WorkerConfig {
-        WorkerConfig { index, core: None, spin: Duration::from_micros(50), nap: Duration::from_millis(250) }
+        let (spin, nap) = (Duration::from_micros(50), Duration::from_millis(250));
+        WorkerConfig { index, core: None, spin, nap, bell: None }
     }
 }
 
@@ -154,8 +163,7 @@ impl<P: Port + Send + 'static, E: Processor + Send + 'static> WorkerHandle<P, E>
 
     fn send(&self, command: Command<P>) -> Result<(), WorkerDied> {
         self.commands.send(command).map_err(|_| WorkerDied)?;
-        // It fails only if it has been written to 2^64 - 1 times, and then the worker is awake.
-        let _ = rustix::io::write(&self.wakeup, &1u64.to_ne_bytes());
+        ring(&self.wakeup);
         Ok(())
     }
 }
@@ -164,7 +172,7 @@ impl<P, E> Drop for WorkerHandle<P, E> {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = self.commands.send(Command::Stop);
-            let _ = rustix::io::write(&self.wakeup, &1u64.to_ne_bytes());
+            ring(&self.wakeup);
             let _ = thread.join();
         }
     }
@@ -390,14 +398,24 @@ impl<P: Port, E: Processor> Worker<P, E> {
 
     /// Makes up for `ticks` milliseconds without housekeeping.
     fn housekeep(&mut self, now: Now, ticks: u32) {
+        self.ring_if_in_want();
         for _ in 0..ticks.min(CATCH_UP) {
             self.processor.housekeeping(now);
         }
         self.processor.stats().free_frames.set(u64::from(self.pool.available()));
     }
 
+    fn ring_if_in_want(&self) {
+        if let Some(bell) = &self.config.bell
+            && self.processor.in_want()
+        {
+            ring(bell);
+        }
+    }
+
     /// Waits for frames, commands, or the time to look after the flows.
     fn sleep(&mut self) {
+        self.ring_if_in_want();
         let sending = self.ports.iter().any(|slot| slot.port.in_flight() > 0);
         let nap = if sending { SENDING_NAP.min(self.config.nap) } else { self.config.nap };
         let timeout = Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: i64::from(nap.subsec_nanos()) };
@@ -405,7 +423,8 @@ impl<P: Port, E: Processor> Worker<P, E> {
         self.processor.offline();
         // Frames that came after the last look make it return at once. Which descriptor it was does not
         // matter: the next round looks at all.
-        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+        let mut events =
+            [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
         let _ = epoll::wait(&self.epoll, &mut events, Some(&timeout));
         let _ = rustix::io::read(&*self.wakeup, &mut [0; 8]);
         self.processor.online();
@@ -441,6 +460,12 @@ impl<P: Port, E: Processor> Worker<P, E> {
     }
 }
 
+/// Wakes who waits at the other end of an event descriptor or a pipe.
+fn ring(bell: &OwnedFd) {
+    // It fails only where very many rings have not been heard yet.
+    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+}
+
 impl Processor for Engine {
     #[inline]
     fn run(&mut self, batch: &mut Batch, now: Now) {
@@ -464,6 +489,10 @@ impl Processor for Engine {
 
     fn online(&mut self) {
         Engine::online(self);
+    }
+
+    fn in_want(&self) -> bool {
+        self.shared().neighbours.has_wanted()
     }
 
     #[inline]

@@ -1,0 +1,380 @@
+//! The steering program: loaded, fed and attached, one object for each interface.
+//!
+//! Attached over netlink, so that it stays when this process ends, whichever way. Until a next run replaces it,
+//! in one step, it does with our frames what `when_unbound` says.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::programs::{ProgramInfo, Xdp, loaded_programs};
+use aya::{Ebpf, EbpfLoader};
+use ipnet::IpNet;
+use netlink_packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
+use rtnetlink::LinkUnspec;
+
+use super::{KernelError, Netlink, links};
+
+/// Which frames of an interface are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// All.
+    Pod,
+    /// Those that [`SteeringRules`] name.
+    Uplink,
+}
+
+/// What becomes of our frames while their queue has no socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenUnbound {
+    /// They are dropped.
+    #[default]
+    Drop,
+    /// The kernel gets them.
+    Pass,
+}
+
+/// How the program is to be attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XdpMode {
+    /// Native, or generic where the driver does not take it.
+    #[default]
+    Auto,
+    /// By the driver, before the kernel makes a socket buffer of the frame.
+    Native,
+    /// By the kernel, for any driver, slowly.
+    Generic,
+}
+
+/// What is ours on an uplink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SteeringRules {
+    /// The node's own addresses.
+    pub node_addresses: BTreeSet<IpAddr>,
+    /// Destinations that are ours, whatever the packet: this node's pods, virtual addresses of Services.
+    pub prefixes: BTreeSet<IpNet>,
+    /// TCP ports of the node's addresses that are ours: node ports and host ports.
+    pub tcp_ports: BTreeSet<u16>,
+    /// UDP ports of the node's addresses that are ours.
+    pub udp_ports: BTreeSet<u16>,
+    /// UDP port of VXLAN.
+    pub vxlan_port: Option<u16>,
+}
+
+/// Frames that the program of one interface has seen, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// Passed to the kernel.
+    pub passed: u64,
+    /// Given to a socket.
+    pub steered: u64,
+    /// Ours, but without a socket.
+    pub unbound: u64,
+}
+
+/// Loads steering programs. Making a loader reads the kernel's type information, which takes long enough to be
+/// done once.
+#[derive(Debug)]
+pub struct SteeringLoader {
+    pod: EbpfLoader<'static>,
+    uplink: EbpfLoader<'static>,
+}
+
+/// The steering program of one interface.
+#[derive(Debug)]
+pub struct Steering {
+    ebpf: Ebpf,
+    program: Program,
+    rules: SteeringRules,
+}
+
+/// The object that `build.rs` has made.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.bpf.o"));
+
+impl SteeringLoader {
+    /// A loader of programs that deal with frames without a socket in one way.
+    pub fn new(when_unbound: WhenUnbound) -> SteeringLoader {
+        let uplink = when_unbound.loader();
+        let mut pod = when_unbound.loader();
+        // It does not look at these.
+        for map in ["node_addresses", "prefixes", "ports"] {
+            pod.map_max_entries(map, 1);
+        }
+        SteeringLoader { pod, uplink }
+    }
+
+    /// Loads a program and maps of its own. It steers nothing before it is attached.
+    ///
+    /// # Errors
+    /// When the kernel does not take it.
+    pub fn load(&mut self, program: Program) -> Result<Steering, KernelError> {
+        let loader = match program {
+            Program::Pod => &mut self.pod,
+            Program::Uplink => &mut self.uplink,
+        };
+        let mut ebpf = loader.load(OBJECT).map_err(bpf("load the steering object"))?;
+        xdp(&mut ebpf, program)?.load().map_err(bpf("load the steering program"))?;
+        Ok(Steering { ebpf, program, rules: SteeringRules::default() })
+    }
+}
+
+impl WhenUnbound {
+    fn loader(self) -> EbpfLoader<'static> {
+        // linux/bpf.h: enum xdp_action
+        const XDP_DROP: u32 = 1;
+        const XDP_PASS: u32 = 2;
+        let action = match self {
+            WhenUnbound::Drop => &XDP_DROP,
+            WhenUnbound::Pass => &XDP_PASS,
+        };
+        let mut loader = EbpfLoader::new();
+        loader.override_global("when_unbound", action, true);
+        loader
+    }
+}
+
+impl Steering {
+    /// Makes a queue's frames go to a socket. When the socket is closed, the kernel forgets about it.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or there are not as many queues.
+    pub fn bind(&mut self, queue: u32, socket: impl AsFd) -> Result<(), KernelError> {
+        let mut sockets: XskMap<_> = map(&mut self.ebpf, "sockets")?;
+        sockets.set(queue, socket.as_fd().as_raw_fd(), 0).map_err(bpf(format!("bind queue {queue}")))
+    }
+
+    /// Attaches the program to an interface, in place of what an earlier run of ours may have left there.
+    ///
+    /// Returns the mode in force, which is not `Auto`.
+    ///
+    /// # Errors
+    /// When the interface has somebody else's program, or the kernel refuses.
+    pub fn attach(
+        &mut self,
+        netlink: &Netlink,
+        interface: &str,
+        mode: XdpMode,
+    ) -> Result<XdpMode, KernelError> {
+        let native = match mode {
+            XdpMode::Auto | XdpMode::Native => self.attach_as(netlink, interface, XdpMode::Native),
+            XdpMode::Generic => return self.attach_as(netlink, interface, XdpMode::Generic),
+        };
+        match native {
+            // Which error it is depends on the driver: not supported, too large an MTU, too few queues.
+            Err(KernelError::Netlink { .. }) if mode == XdpMode::Auto => {
+                self.attach_as(netlink, interface, XdpMode::Generic)
+            }
+            result => result,
+        }
+    }
+
+    /// Makes the rules of an uplink's program be `rules`, changing only what differs.
+    ///
+    /// # Errors
+    /// When the kernel refuses a change; the next call goes on from there.
+    pub fn sync(&mut self, rules: &SteeringRules) -> Result<(), KernelError> {
+        let Steering { ebpf, rules: now, .. } = self;
+        // First what is new, so that nothing that stays ours is ever not.
+        let mut addresses: HashMap<_, [u8; 16], u8> = map(ebpf, "node_addresses")?;
+        for address in &rules.node_addresses - &now.node_addresses {
+            addresses.insert(mapped(address), 1, 0).map_err(bpf(format!("add node address {address}")))?;
+            now.node_addresses.insert(address);
+        }
+        for address in &now.node_addresses - &rules.node_addresses {
+            addresses.remove(&mapped(address)).map_err(bpf(format!("remove node address {address}")))?;
+            now.node_addresses.remove(&address);
+        }
+        let mut prefixes: LpmTrie<_, [u8; 16], u8> = map(ebpf, "prefixes")?;
+        for prefix in &rules.prefixes - &now.prefixes {
+            prefixes.insert(&key(prefix), 1, 0).map_err(bpf(format!("add prefix {prefix}")))?;
+            now.prefixes.insert(prefix);
+        }
+        for prefix in &now.prefixes - &rules.prefixes {
+            prefixes.remove(&key(prefix)).map_err(bpf(format!("remove prefix {prefix}")))?;
+            now.prefixes.remove(&prefix);
+        }
+        let mut ports: Array<_, u64> = map(ebpf, "ports")?;
+        sync_ports(&mut ports, 0, &mut now.tcp_ports, &rules.tcp_ports)?;
+        sync_ports(&mut ports, PORT_WORDS, &mut now.udp_ports, &rules.udp_ports)?;
+        let mut vxlan: Array<_, u32> = map(ebpf, "vxlan_port")?;
+        vxlan.set(0, u32::from(rules.vxlan_port.unwrap_or(0)), 0).map_err(bpf("set the VXLAN port"))?;
+        now.vxlan_port = rules.vxlan_port;
+        Ok(())
+    }
+
+    /// What the program has counted.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn outcomes(&self) -> Result<Outcomes, KernelError> {
+        let map = self.ebpf.map("outcomes").expect("the object has it");
+        let counters = PerCpuArray::<_, u64>::try_from(map).map_err(bpf("open the counters"))?;
+        let sum = |index| -> Result<u64, KernelError> {
+            let values = counters.get(&index, 0).map_err(bpf("read the counters"))?;
+            Ok(values.iter().sum())
+        };
+        Ok(Outcomes { passed: sum(0)?, steered: sum(1)?, unbound: sum(2)? })
+    }
+
+    fn attach_as(
+        &mut self,
+        netlink: &Netlink,
+        interface: &str,
+        mode: XdpMode,
+    ) -> Result<XdpMode, KernelError> {
+        let program = xdp(&mut self.ebpf, self.program)?.fd().map_err(bpf("find the program"))?;
+        let program = LinkXdp::Fd(program.as_fd().as_raw_fd());
+        match attached(netlink, interface)? {
+            Some(there) if there.mode == mode => {
+                let there = there.program.fd().map_err(bpf("open the attached program"))?;
+                let expected = LinkXdp::ExpectedFd(there.as_fd().as_raw_fd() as u32);
+                set(
+                    netlink,
+                    interface,
+                    vec![program, expected, LinkXdp::Flags(flag(mode) | XDP_FLAGS_REPLACE)],
+                )?;
+            }
+            other => {
+                // The kernel does not have programs in both modes, so that this takes two steps.
+                if let Some(there) = other {
+                    set(netlink, interface, vec![LinkXdp::Fd(-1), LinkXdp::Flags(flag(there.mode))])?;
+                }
+                set(
+                    netlink,
+                    interface,
+                    vec![program, LinkXdp::Flags(flag(mode) | XDP_FLAGS_UPDATE_IF_NOEXIST)],
+                )?;
+            }
+        }
+        Ok(mode)
+    }
+}
+
+/// Takes a steering program of ours, of this run or an earlier one, off an interface. Says whether one was there.
+///
+/// # Errors
+/// When the interface has somebody else's program, or the kernel refuses.
+pub fn detach(netlink: &Netlink, interface: &str) -> Result<bool, KernelError> {
+    let Some(there) = attached(netlink, interface)? else { return Ok(false) };
+    set(netlink, interface, vec![LinkXdp::Fd(-1), LinkXdp::Flags(flag(there.mode))])?;
+    Ok(true)
+}
+
+/// Words of a bitmap of ports; that of UDP follows that of TCP.
+const PORT_WORDS: u32 = 1024;
+
+// linux/if_link.h
+const XDP_FLAGS_UPDATE_IF_NOEXIST: u32 = 1 << 0;
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+const XDP_FLAGS_REPLACE: u32 = 1 << 4;
+
+/// A steering program that an interface has.
+struct Attached {
+    program: ProgramInfo,
+    mode: XdpMode,
+}
+
+/// The steering program of an interface; an error if it has somebody else's.
+fn attached(netlink: &Netlink, interface: &str) -> Result<Option<Attached>, KernelError> {
+    let message = links::message(netlink, interface)?;
+    let xdp = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => Some(xdp),
+        _ => None,
+    });
+    let (mut id, mut mode) = (None, None);
+    for attribute in xdp.into_iter().flatten() {
+        match attribute {
+            LinkXdp::ProgId(number) => id = Some(*number),
+            LinkXdp::Attached(XdpAttached::Driver) => mode = Some(XdpMode::Native),
+            LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Some(XdpMode::Generic),
+            _ => {}
+        }
+    }
+    let Some(id) = id else { return Ok(None) };
+    let program = loaded_programs().flatten().find(|program| program.id() == id);
+    match (program, mode) {
+        (Some(program), Some(mode))
+            if program.name_as_str().is_some_and(|name| [POD, UPLINK].contains(&name)) =>
+        {
+            Ok(Some(Attached { program, mode }))
+        }
+        _ => {
+            let problem = format!("has an XDP program already that is not ours (id {id})");
+            Err(KernelError::Unfit { interface: interface.into(), problem })
+        }
+    }
+}
+
+/// Names of the programs, short enough for the kernel to keep them whole.
+const POD: &str = "steer_pod";
+const UPLINK: &str = "steer_uplink";
+
+fn flag(mode: XdpMode) -> u32 {
+    match mode {
+        XdpMode::Generic => XDP_FLAGS_SKB_MODE,
+        XdpMode::Native | XdpMode::Auto => XDP_FLAGS_DRV_MODE,
+    }
+}
+
+fn set(netlink: &Netlink, interface: &str, xdp: Vec<LinkXdp>) -> Result<(), KernelError> {
+    let index = links::message(netlink, interface)?.header.index;
+    let change = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::Xdp(xdp)).build();
+    let what = || format!("change the XDP program of {interface}");
+    netlink.ask(what, netlink.handle.link().change(change).execute())
+}
+
+fn xdp(ebpf: &mut Ebpf, program: Program) -> Result<&mut Xdp, KernelError> {
+    let name = match program {
+        Program::Pod => POD,
+        Program::Uplink => UPLINK,
+    };
+    ebpf.program_mut(name).expect("the object has it").try_into().map_err(bpf("find the steering program"))
+}
+
+fn map<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> Result<M, KernelError>
+where
+    M: TryFrom<&'a mut Map, Error = MapError>,
+{
+    M::try_from(ebpf.map_mut(name).expect("the object has it")).map_err(bpf(format!("open the map {name}")))
+}
+
+/// Writes those words of a bitmap of ports that change.
+fn sync_ports(
+    bitmap: &mut Array<&mut MapData, u64>,
+    offset: u32,
+    now: &mut BTreeSet<u16>,
+    ports: &BTreeSet<u16>,
+) -> Result<(), KernelError> {
+    let words: BTreeSet<u16> = now.symmetric_difference(ports).map(|port| port / 64).collect();
+    for word in words {
+        let range = word * 64..=word * 64 + 63;
+        let bits = ports.range(range).fold(0, |bits, port| bits | 1 << (port % 64));
+        bitmap.set(offset + u32::from(word), bits, 0).map_err(bpf("set the ports in use"))?;
+    }
+    now.clone_from(ports);
+    Ok(())
+}
+
+/// The key of a prefix: an IPv4 address is in its IPv4-mapped form in every map.
+fn key(prefix: IpNet) -> Key<[u8; 16]> {
+    let bits = u32::from(prefix.prefix_len()) + if prefix.addr().is_ipv4() { 96 } else { 0 };
+    Key::new(bits, mapped(prefix.network()))
+}
+
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+/// Says what was being done when BPF failed.
+fn bpf<E: std::error::Error + Send + Sync + 'static>(
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> KernelError {
+    let what = what.into();
+    move |source| KernelError::Bpf { what, source: Box::new(source) }
+}
