@@ -55,18 +55,9 @@ fn track<F: Family>(
     let Some(flow) = table.lookup(hash, &meta.key) else {
         return unknown(meta);
     };
-    let line = table.line(flow);
-    if meta.has(flags::ICMP_ERROR) {
-        // It follows the flow, but is none of its packets.
-        meta.flow = flow.bits();
-        if needs_look(line, cx) {
-            revalidate(flow, meta, cx, table)?;
-        }
-        return Ok(Tracked::Known);
-    }
-    let tail = line.tail();
     if meta.key.proto == proto::TCP
         && meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN
+        && !meta.has(flags::ICMP_ERROR)
         && is_over(flow, table)
     {
         // The same ports begin a new connection (RFC 9293, 3.6.1; Linux does the same).
@@ -74,13 +65,33 @@ fn track<F: Family>(
         table.remove(&mut cx.retired[index], cx.epochs, flow);
         return Ok(Tracked::New);
     }
-    meta.flow = flow.bits();
+    follow(flow, meta, frame_len, cx, table)?;
+    Ok(Tracked::Known)
+}
+
+/// The packet belongs to this flow: it is counted there, and forward finds it in the metadata.
+///
+/// # Errors
+/// The reason why the flow may not or cannot go on.
+#[inline(always)]
+pub fn follow<F: Family>(
+    flow: FlowRef,
+    meta: &mut Meta,
+    frame_len: usize,
+    cx: &mut Context<'_>,
+    table: &FlowTable<F>,
+) -> Result<(), DropReason> {
+    let line = table.line(flow);
     if needs_look(line, cx) {
         revalidate(flow, meta, cx, table)?;
     }
-    tail.mark(seen_by(meta.key.proto, meta.l4_info));
-    tail.count(cx.now.tick, frame_len - usize::from(meta.l3));
-    Ok(Tracked::Known)
+    meta.flow = flow.bits();
+    // An ICMP error follows the flow, but is none of its packets.
+    if !meta.has(flags::ICMP_ERROR) {
+        line.tail().mark(seen_by(meta.key.proto, meta.l4_info));
+        line.tail().count(cx.now.tick, frame_len - usize::from(meta.l3));
+    }
+    Ok(())
 }
 
 /// Whether the flow's next hop and verdict were decided before something that they depend on changed.
@@ -101,7 +112,7 @@ fn is_over<F: Family>(flow: FlowRef, table: &FlowTable<F>) -> bool {
 /// # Errors
 /// The reason why it may not or cannot go on. A flow that policy denies is ended.
 #[cold]
-pub fn revalidate<F: Family>(
+fn revalidate<F: Family>(
     flow: FlowRef,
     meta: &mut Meta,
     cx: &mut Context<'_>,
@@ -110,7 +121,10 @@ pub fn revalidate<F: Family>(
     let original = FlowRef::new(flow.record(), 0);
     let first = table.line(original).key();
     let to = table.line(original).rewrite().to;
-    if let Err(denied) = policy::judge(&first.src, &to.dst, first.proto, to.dport, cx.tables) {
+    let through_service = table.line(original).tail().ids() != (0, 0);
+    let ends =
+        policy::Ends { src: first.src, dst: to.dst, proto: first.proto, port: to.dport, through_service };
+    if let Err(denied) = policy::judge(&ends, cx.tables) {
         let index = usize::from(meta.has(flags::V6));
         table.remove(&mut cx.retired[index], cx.epochs, flow);
         meta.flow = denied.subject;

@@ -78,7 +78,7 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Pa
         _ if port.kind == PortKind::Uplink => return Ok(Parsed::NotOurs),
         _ => return Err(DropReason::UnsupportedEtherType),
     }
-    if port.kind == PortKind::Pod && !port.addresses.contains(&meta.key.src) {
+    if port.kind == PortKind::Pod && !is_own_source(frame, meta, port) {
         let discovery = meta.key.src.is_link_local() || meta.key.src == Addr::UNSPECIFIED;
         return Err(if discovery && meta.key.dst.0[0] == 0xff {
             DropReason::Multicast
@@ -118,6 +118,22 @@ fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
         return Ok(Parsed::Answered);
     }
     Ok(Parsed::Keyed)
+}
+
+/// Whether a pod speaks from an address of its own. Of an ICMP error the embedded packet has to have been for
+/// the pod, too: its reversed key is the error's.
+fn is_own_source(frame: &Frame, meta: &Meta, port: &Port) -> bool {
+    let own = port.addresses.contains(&meta.key.src);
+    if !meta.has(flags::ICMP_ERROR) {
+        return own;
+    }
+    let l3 = usize::from(meta.l3);
+    let outer = if meta.has(flags::V6) {
+        view::<Ipv6>(frame.bytes(), l3).map(|header| Addr(header.src))
+    } else {
+        view::<Ipv4>(frame.bytes(), l3).map(|header| Addr::v4(header.src))
+    };
+    own && outer.is_some_and(|outer| port.addresses.contains(&outer))
 }
 
 /// How a packet of a protocol is refused.

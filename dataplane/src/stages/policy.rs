@@ -2,15 +2,14 @@
 
 use crate::batch::{Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
-use crate::stages::hop;
 use crate::stages::service::Choice;
-use crate::tables::Tables;
-use crate::tables::flows::line::{Family, Line, Rewrite, V4, V6};
-use crate::tables::flows::state::seen_by;
+use crate::stages::{conntrack, hop};
+use crate::tables::flows::line::{Family, Rewrite, V4, V6};
 use crate::tables::flows::{FlowRef, FlowTable, InsertError, NewFlow};
 use crate::tables::policy::{Direction, Judgement, Peer};
 use crate::tables::route::{Hop, NextHop};
 use crate::tables::services::Id;
+use crate::tables::{PodAt, Tables};
 use crate::verdict::DropReason;
 use crate::wire::checksum::Delta;
 use crate::wire::{Addr, proto};
@@ -50,35 +49,49 @@ pub struct Denied {
     pub subject: u32,
 }
 
+/// A connection as policy sees it: who meant to reach whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// Source, before any masquerading.
+    pub src: Addr,
+    /// Destination: the backend, not the Service.
+    pub dst: Addr,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// Destination port, after service translation.
+    pub port: u16,
+    /// Whether a Service led there.
+    pub through_service: bool,
+}
+
 /// Judges a connection at those of its ends that are pods of this node: egress at the source, ingress at the
-/// destination, which is the backend and not the Service. Gives the rules that allowed it.
+/// destination. Gives the rules that allowed it.
 ///
-/// What comes from the node itself is always let in, and a pod always reaches itself (NetworkPolicy v1).
+/// What comes from the node itself is always let in, and a pod always reaches itself, but not through a
+/// Service (NetworkPolicy v1; ClusterNetworkPolicy says so of Services).
 ///
 /// # Errors
 /// Who denied it.
-pub fn judge(src: &Addr, dst: &Addr, protocol: u8, port: u16, tables: &Tables) -> Result<(Id, Id), Denied> {
-    if src == dst {
+pub fn judge(ends: &Ends, tables: &Tables) -> Result<(Id, Id), Denied> {
+    if ends.src == ends.dst && !ends.through_service {
         return Ok((0, 0));
     }
-    let (source, destination) = (tables.pods.get(src), tables.pods.get(dst));
-    let judge = |direction, subject: u32, identity: u32, address: &Addr| {
-        let peer = Peer { identity, address: *address, proto: protocol, port };
+    let (source, destination) = (tables.pods.get(&ends.src), tables.pods.get(&ends.dst));
+    let identity = |pod: Option<&PodAt>| pod.map_or(0, |pod| pod.identity);
+    let end = |direction, subject: u32, peer: Option<&PodAt>, address: &Addr| {
+        let peer = Peer { identity: identity(peer), address: *address, proto: ends.proto, port: ends.port };
         match tables.policies.judge(direction, subject, &peer) {
             Judgement::Denied => Err(Denied { direction, subject }),
             judgement => Ok(judgement.rule()),
         }
     };
-    let source_identity = source.map_or(0, |pod| pod.identity);
     let egress = match source {
-        Some(pod) if pod.local => {
-            judge(Direction::Egress, pod.identity, destination.map_or(0, |pod| pod.identity), dst)?
-        }
+        Some(pod) if pod.local => end(Direction::Egress, pod.identity, destination, &ends.dst)?,
         _ => 0,
     };
     let ingress = match destination {
-        Some(pod) if pod.local && !tables.is_node_address(src) => {
-            judge(Direction::Ingress, pod.identity, source_identity, src)?
+        Some(pod) if pod.local && !tables.is_node_address(&ends.src) => {
+            end(Direction::Ingress, pod.identity, source, &ends.src)?
         }
         _ => 0,
     };
@@ -93,13 +106,18 @@ fn admit<F: Family>(
     table: &FlowTable<F>,
 ) -> Result<(), DropReason> {
     let key = meta.key;
-    // Hairpin to one's own Service is judged too, so `judge` is asked by what the sender meant.
-    let rules = if choice.ids != (0, 0) && choice.address == key.src {
-        hairpin(&key, choice, cx.tables)
-    } else {
-        judge(&key.src, &choice.address, key.proto, choice.port, cx.tables)
+    // A packet before this one, in this batch or on another worker, may have begun the flow meanwhile.
+    if let Some(flow) = table.lookup(table.hash(&key), &key) {
+        return conntrack::follow(flow, meta, frame_len, cx, table);
     }
-    .map_err(|denied| {
+    let ends = Ends {
+        src: key.src,
+        dst: choice.address,
+        proto: key.proto,
+        port: choice.port,
+        through_service: choice.ids != (0, 0),
+    };
+    let rules = judge(&ends, cx.tables).map_err(|denied| {
         meta.flow = denied.subject;
         match denied.direction {
             Direction::Ingress => DropReason::PolicyIngress,
@@ -112,40 +130,20 @@ fn admit<F: Family>(
     {
         return Err(DropReason::PodPending);
     }
-    let masquerade = choice.masquerade || is_hidden_source(meta, next, cx.tables);
     let mut translated = Key { dst: choice.address, dport: choice.port, ..key };
-    if matches!(key.proto, proto::ICMP | proto::ICMPV6) {
-        translated.dport = key.dport;
-    }
-    if masquerade {
+    if choice.masquerade || is_hidden_source(meta, next, cx.tables) {
         let gateway = cx.tables.node(meta.has(flags::V6)).gateway;
         if gateway == Addr::UNSPECIFIED {
             return Err(DropReason::NoRoute);
         }
         translated.src = gateway;
     }
-    if key.proto == proto::SCTP && (translated.sport, translated.dport) != (key.sport, key.dport) {
+    if key.proto == proto::SCTP && translated.dport != key.dport {
         // Its checksum is no sum, and is not mended here.
         return Err(DropReason::UnsupportedProtocol);
     }
-    let flow = commit(meta, translated, masquerade, choice.ids, rules, cx, table)?;
-    let tail = table.line(flow).tail();
-    tail.set_hop(next, cx.tables.revision as u32);
-    tail.mark(seen_by(key.proto, meta.l4_info));
-    tail.count(cx.now.tick, frame_len - usize::from(meta.l3));
-    meta.flow = flow.bits();
-    Ok(())
-}
-
-/// A pod to its own Service: subject to policy although source and destination are the same pod.
-fn hairpin(key: &Key, choice: &Choice, tables: &Tables) -> Result<(Id, Id), Denied> {
-    let identity = tables.identity(&key.src);
-    let peer = Peer { identity, address: key.src, proto: key.proto, port: choice.port };
-    let end = |direction| match tables.policies.judge(direction, identity, &peer) {
-        Judgement::Denied => Err(Denied { direction, subject: identity }),
-        judgement => Ok(judgement.rule()),
-    };
-    Ok((end(Direction::Egress)?, end(Direction::Ingress)?))
+    let flow = commit(meta, translated, choice.ids, rules, cx, table)?;
+    conntrack::follow(flow, meta, frame_len, cx, table)
 }
 
 /// The host speaks from an address to which another node's replies would not come back through the tunnel.
@@ -155,25 +153,23 @@ fn is_hidden_source(meta: &Meta, next: NextHop, tables: &Tables) -> bool {
         && meta.key.src != tables.node(meta.has(flags::V6)).gateway
 }
 
-/// Commits the flow; if its replies could be another flow's, under another source port.
+/// Commits the flow. If its replies could be another flow's, it gets another source port: so two clients
+/// behind one address, or one client of two Services with a common backend, never collide.
 fn commit<F: Family>(
     meta: &Meta,
     mut translated: Key,
-    masquerade: bool,
     service: (Id, Id),
     rules: (Id, Id),
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
     let key = meta.key;
-    let has_ports = matches!(key.proto, proto::TCP | proto::UDP | proto::ICMP | proto::ICMPV6);
+    let is_echo = matches!(key.proto, proto::ICMP | proto::ICMPV6);
+    let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP);
     for attempt in 0..PORT_TRIES {
         if attempt > 0 {
-            // A random place, then the next ones: few tries find a gap while there are gaps.
-            let range = 65_536 - FIRST_PORT;
-            let port = FIRST_PORT + (cx.local.random() >> 3) % range;
-            translated.sport = port as u16;
-            if matches!(key.proto, proto::ICMP | proto::ICMPV6) {
+            translated.sport = (FIRST_PORT + cx.local.random() % (65_536 - FIRST_PORT)) as u16;
+            if is_echo {
                 translated.dport = translated.sport;
             }
         }
@@ -186,19 +182,15 @@ fn commit<F: Family>(
         };
         let index = usize::from(meta.has(flags::V6));
         match table.insert(&mut cx.retired[index], cx.epochs, &new, cx.now.tick) {
-            Ok(flow) => return Ok(flow),
-            // Another worker had a packet of this flow at the same moment.
-            Err(InsertError::Exists(flow)) => return Ok(flow),
+            // Existing: another worker had a packet of this flow at the same moment.
+            Ok(flow) | Err(InsertError::Exists(flow)) => return Ok(flow),
             Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
-            Err(InsertError::ReplyTaken) => {
-                // It may be this very flow, just made by another worker.
-                if let Some(flow) = table.lookup(table.hash(&key), &key) {
-                    return Ok(flow);
-                }
-                if !has_ports || !(masquerade || attempt == 0 || translated.src == key.src) {
-                    break;
-                }
-            }
+            // The other flow may be this very one, just made by another worker.
+            Err(InsertError::ReplyTaken) => match table.lookup(table.hash(&key), &key) {
+                Some(flow) => return Ok(flow),
+                None if has_ports => {}
+                None => break,
+            },
         }
     }
     Err(DropReason::SourcePortsExhausted)
