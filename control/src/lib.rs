@@ -9,13 +9,17 @@
 //! | [`compile`] | from state to the dataplane's table objects: pure |
 //! | [`push`] | the difference to the dataplane, one transaction after another |
 //!
-//! Beside them, [`attach`] makes the links of pods, [`rpc`] answers on the control socket, and [`problem`] holds what
-//! any of them had to refuse.
+//! [`reconcile`] is the loop over the first three. Beside them, [`attach`] makes the links of pods, [`rpc`] answers on the
+//! control socket, [`config`] reads the configuration, and [`problem`] holds what any of them had to refuse.
 
+pub mod attach;
 pub mod compile;
 pub mod config;
 mod hash;
 pub mod model;
 pub mod problem;
+pub mod push;
+pub mod reconcile;
+pub mod rpc;
 pub mod source;
 pub mod state;

@@ -1,2 +1,109 @@
-//! Wirelane.
-fn main() {}
+//! `wirelane-control`: reads its configuration, puts the parts together, and runs until it is told to stop.
+
+use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
+
+use anyhow::Context;
+use clap::Parser;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing_subscriber::EnvFilter;
+use wirelane_control::{
+    attach::Attacher,
+    compile::Settings,
+    config::Config,
+    problem::Problems,
+    push::{Desired, Pusher},
+    reconcile::Reconciler,
+    rpc::{ControlService, ControlSocket},
+    source::{Source, dir::Dir},
+};
+
+/// Turns Kubernetes manifests into the tables of Wirelane's dataplane, and attaches pods to it.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where the daemons' sockets are.
+    #[arg(long, value_name = "DIR", default_value = "/run/wirelane")]
+    runtime_dir: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    run(&arguments).await
+}
+
+async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()> {
+    let config = Config::load(config)?;
+    let mut folder = std::fs::DirBuilder::new();
+    folder
+        .recursive(true)
+        .mode(0o700)
+        .create(runtime_dir)
+        .with_context(|| runtime_dir.display().to_string())?;
+    let dataplane = runtime_dir.join("dataplane.sock");
+    let socket = runtime_dir.join("control.sock");
+    // First of all: two control processes must not push to one dataplane.
+    let socket = ControlSocket::bind(&socket).with_context(|| socket.display().to_string())?;
+    // Before anything can fail for it: a signal that comes early ends the process as one that comes late.
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let problems = Problems::default();
+    let desired = Arc::new(Desired::default());
+    let settings = Settings {
+        node: config.node.clone(),
+        service_cidrs: config.service_cidrs,
+        vxlan_port: config.vxlan_port,
+        vni: config.vni,
+        uplink_mtu: config.uplink_mtu,
+    };
+    let (reconciler, cluster) = Reconciler::new(settings, desired.clone(), problems.clone());
+    let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
+    let attacher = Attacher::new(config.node.clone(), dataplane, desired, cluster.clone(), link.clone());
+
+    let source: Box<dyn Source> = Box::new(Dir::new(config.manifests));
+    let service = ControlService {
+        node: config.node,
+        source: source.describe(),
+        link,
+        summary: cluster.summary(),
+        problems,
+        attacher: attacher.clone(),
+    };
+    tracing::info!(node = service.node, source = service.source, "starting");
+
+    let (events, batches) = mpsc::channel(16);
+    std::thread::Builder::new().name("source".to_owned()).spawn(move || source.run(&events))?;
+    let reconciling = tokio::spawn(reconciler.run(batches));
+    let pushing = tokio::spawn({
+        let attacher = attacher.clone();
+        async move {
+            attacher.adopt().await;
+            pusher.run().await;
+        }
+    });
+    let keeping = tokio::spawn(attacher.keep());
+
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
+            // None of these ends by itself but by a panic, which has been reported.
+            _ = reconciling => tracing::error!("no longer following the source: ending"),
+            _ = pushing => tracing::error!("no longer pushing: ending"),
+            _ = keeping => tracing::error!("no longer keeping ports: ending"),
+        }
+        // Without systemd there is nobody to tell.
+        _ = sd_notify::notify(&[NotifyState::Stopping]);
+    };
+    _ = sd_notify::notify(&[NotifyState::Ready]);
+    socket.serve(service, end).await.context("control socket")
+}

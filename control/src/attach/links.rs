@@ -1,0 +1,274 @@
+//! The veth pair of a pod.
+
+use std::{
+    fs::File,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::{AsFd, AsRawFd},
+};
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::{
+    address::{AddressAttribute, AddressFlags},
+    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::sync::oneshot;
+
+use super::ethtool;
+use crate::{
+    hash::StableHash,
+    model::{Mac, Name},
+};
+
+/// The pods' gateway, the same for all of them; the dataplane answers for it on their links.
+const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Why a link cannot be made or taken away.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The name of its end on the node is taken.
+    #[error("interface {interface} is already there, for {owner}")]
+    Taken {
+        /// The name.
+        interface: String,
+        /// Whom it is for, as its alias says.
+        owner: String,
+    },
+    /// The name of its end in the pod is taken.
+    #[error("interface {0} is already there in the pod's network namespace")]
+    TakenInPod(String),
+    /// The kernel refused.
+    #[error("{doing}: {source}")]
+    Kernel {
+        /// What was being done.
+        doing: String,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// Name of the node's end of a pod's link: short enough for the kernel, the same whenever it is asked for.
+pub fn host_interface(pod: &Name) -> String {
+    let hash = StableHash::new().part(pod.namespace.as_bytes()).part(pod.name.as_bytes()).finish();
+    format!("wl{:012x}", hash >> 16)
+}
+
+/// Whether there is an interface of this name.
+pub(super) fn exists(interface: &str) -> bool {
+    std::fs::exists(format!("/sys/class/net/{interface}")).unwrap_or(true)
+}
+
+/// Deletes the link of a pod, both ends. Succeeds when there is none.
+pub(super) async fn delete(pod: &Name) -> Result<(), LinkError> {
+    let interface = host_interface(pod);
+    let netlink = Netlink::open()?;
+    let Some(link) = netlink.find(&interface).await? else { return Ok(()) };
+    let owner = alias(&link);
+    if owner != pod_alias(pod) {
+        return Err(LinkError::Taken { interface, owner });
+    }
+    let deleted = netlink.handle.link().del(link.header.index).execute().await;
+    match deleted.map_err(into_io) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        result => result.map_err(kernel(format!("delete {interface}"))),
+    }
+}
+
+/// The link to make.
+pub(super) struct PodLink<'a> {
+    pub(super) pod: &'a Name,
+    pub(super) netns: File,
+    pub(super) interface: &'a str,
+    pub(super) addresses: &'a [IpAddr],
+    pub(super) mtu: u32,
+    pub(super) queues: u32,
+}
+
+impl PodLink<'_> {
+    /// Makes the pair, with the pod's end born in the pod's namespace, and sets both ends up. Returns the MAC of the pod's
+    /// end. Leaves nothing behind if it fails.
+    pub(super) async fn create(&self) -> Result<Mac, LinkError> {
+        let host = host_interface(self.pod);
+        let netlink = Netlink::open()?;
+        if let Some(link) = netlink.find(&host).await? {
+            return Err(LinkError::Taken { interface: host, owner: alias(&link) });
+        }
+        let created = netlink.handle.link().add(self.pair(&host)).execute().await.map_err(into_io);
+        if let Err(error) = created {
+            // The node's name was free a moment ago.
+            return Err(if error.raw_os_error() == Some(libc::EEXIST) {
+                LinkError::TakenInPod(self.interface.to_owned())
+            } else {
+                kernel(format!("make the pair {host} and {}", self.interface))(error)
+            });
+        }
+        let set_up = async {
+            let mac = self.set_up_pod_end().await?;
+            set_up_host_end(&netlink, &host, self.pod).await?;
+            Ok(mac)
+        };
+        match set_up.await {
+            Ok(mac) => Ok(mac),
+            Err(error) => {
+                if let Ok(Some(link)) = netlink.find(&host).await {
+                    _ = netlink.handle.link().del(link.header.index).execute().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn pair(&self, host: &str) -> LinkMessage {
+        let queues = [LinkAttribute::NumTxQueues(self.queues), LinkAttribute::NumRxQueues(self.queues)];
+        let [tx, rx] = queues.clone();
+        let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
+            .name(self.interface)
+            .mtu(self.mtu)
+            .append_extra_attribute(tx)
+            .append_extra_attribute(rx)
+            .build();
+        peer.attributes.push(LinkAttribute::NetNsFd(self.netns.as_raw_fd()));
+        let [tx, rx] = queues;
+        LinkMessageBuilder::<LinkVeth>::new(host, self.interface)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .mtu(self.mtu)
+            .append_extra_attribute(tx)
+            .append_extra_attribute(rx)
+            .build()
+    }
+
+    /// Sets the pod's end up from inside: on a thread of its own, since a namespace belongs to a thread and the runtime's
+    /// threads are everybody's.
+    async fn set_up_pod_end(&self) -> Result<Mac, LinkError> {
+        let netns = self.netns.try_clone().map_err(kernel("open the pod's network namespace again"))?;
+        let (interface, addresses) = (self.interface.to_owned(), self.addresses.to_vec());
+        let (reply, answer) = oneshot::channel();
+        let work = move || {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+                .map_err(io::Error::from)
+                .map_err(kernel("enter the pod's network namespace"))?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.map_err(kernel("start a runtime"))?.block_on(set_up_inside(&interface, &addresses))
+        };
+        std::thread::Builder::new()
+            .name("pod-netns".to_owned())
+            .spawn(move || _ = reply.send(work()))
+            .map_err(kernel("start a thread"))?;
+        answer.await.unwrap_or_else(|_| Err(kernel("set up the pod's end")(io::ErrorKind::Other.into())))
+    }
+}
+
+/// In the pod's namespace: addresses, routes, offloads.
+async fn set_up_inside(interface: &str, addresses: &[IpAddr]) -> Result<Mac, LinkError> {
+    let netlink = Netlink::open()?;
+    if let Some(loopback) = netlink.find("lo").await? {
+        netlink.up(loopback.header.index).await.map_err(kernel("set lo up in the pod"))?;
+    }
+    let link = netlink.find(interface).await?.ok_or_else(|| {
+        kernel(format!("find {interface} in the pod"))(io::Error::from_raw_os_error(libc::ENODEV))
+    })?;
+    let index = link.header.index;
+    offloads_off(interface)?;
+    // Nobody else can have the pod's address, and detection would hold up its first packets by a second.
+    for address in addresses {
+        let prefix_len = if address.is_ipv4() { 32 } else { 128 };
+        let mut request = netlink.handle.address().add(index, *address, prefix_len);
+        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        request.execute().await.map_err(into_io).map_err(kernel(format!("give {address} to {interface}")))?;
+    }
+    netlink.up(index).await.map_err(kernel(format!("set {interface} up in the pod")))?;
+    if addresses.iter().any(IpAddr::is_ipv4) {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(GATEWAY_IPV4);
+        let added = netlink.handle.route().add(route.onlink().build()).execute().await;
+        added.map_err(into_io).map_err(kernel("set the pod's IPv4 default route"))?;
+    }
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index).gateway(GATEWAY_IPV6);
+        let added = netlink.handle.route().add(route.onlink().build()).execute().await;
+        added.map_err(into_io).map_err(kernel("set the pod's IPv6 default route"))?;
+    }
+    let mac = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+        _ => None,
+    });
+    mac.ok_or_else(|| kernel(format!("read the MAC of {interface}"))(io::ErrorKind::InvalidData.into()))
+}
+
+/// The node's end: nothing of the kernel's own is to speak on it, the dataplane does.
+async fn set_up_host_end(netlink: &Netlink, interface: &str, pod: &Name) -> Result<(), LinkError> {
+    let link = netlink
+        .find(interface)
+        .await?
+        .ok_or_else(|| kernel(format!("find {interface}"))(io::Error::from_raw_os_error(libc::ENODEV)))?;
+    offloads_off(interface)?;
+    // Best effort: /proc/sys may be read-only, and then a few stray neighbour discoveries do no harm.
+    _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
+    let change = LinkUnspec::new_with_index(link.header.index).alias(pod_alias(pod)).up().build();
+    let changed = netlink.handle.link().set(change).execute().await;
+    changed.map_err(into_io).map_err(kernel(format!("set {interface} up")))
+}
+
+fn offloads_off(interface: &str) -> Result<(), LinkError> {
+    ethtool::switch_offloads_off(interface)
+        .map_err(|(offload, error)| kernel(format!("switch {offload} of {interface} off"))(error))
+}
+
+/// A netlink connection to the network namespace of the thread that opens it.
+struct Netlink {
+    handle: Handle,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Netlink {
+    fn open() -> Result<Self, LinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(kernel("open netlink"))?;
+        Ok(Self { handle, connection: tokio::spawn(connection) })
+    }
+
+    async fn find(&self, interface: &str) -> Result<Option<LinkMessage>, LinkError> {
+        let mut links = self.handle.link().get().match_name(interface.to_owned()).execute();
+        match links.try_next().await.map_err(into_io) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            result => result.map_err(kernel(format!("look for {interface}"))),
+        }
+    }
+
+    async fn up(&self, index: u32) -> io::Result<()> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(message).execute().await.map_err(into_io)
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+/// What the alias of the node's end says.
+fn pod_alias(pod: &Name) -> String {
+    format!("wirelane:{pod}")
+}
+
+fn alias(link: &LinkMessage) -> String {
+    let alias = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => Some(alias.clone()),
+        _ => None,
+    });
+    alias.unwrap_or_else(|| "somebody else".to_owned())
+}
+
+fn kernel(doing: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {
+    let doing = doing.into();
+    move |source| LinkError::Kernel { doing, source }
+}
+
+fn into_io(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        other => io::Error::other(other),
+    }
+}

@@ -1,0 +1,208 @@
+//! The Control service on the control socket.
+
+use std::{
+    fs, io,
+    os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
+    path::{Path, PathBuf},
+};
+
+use tokio::{net::UnixListener, sync::watch};
+use tokio_stream::{StreamExt, wrappers::UnixListenerStream};
+use tonic::{Request, Response, Status, transport::Server};
+use wirelane_proto::v1::{
+    self,
+    control_server::{Control, ControlServer},
+};
+
+use crate::{
+    attach::{self, AttachError, Attacher, LinkError, address_bytes, parse_address, parse_pod},
+    problem::Problems,
+    push::Link,
+    reconcile::Summary,
+};
+
+/// What the service answers from.
+pub struct ControlService {
+    /// Name of this node.
+    pub node: String,
+    /// Where objects come from.
+    pub source: String,
+    /// How things stand with the dataplane.
+    pub link: watch::Receiver<Link>,
+    /// What is accepted.
+    pub summary: watch::Receiver<Summary>,
+    /// What is not.
+    pub problems: Problems,
+    /// Who attaches pods.
+    pub attacher: Attacher,
+}
+
+/// A listening control socket. Its file goes with it.
+pub struct ControlSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Listens on a socket at `path`, for this user only.
+    ///
+    /// # Errors
+    /// When somebody else listens there, or the file cannot be made.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        // What a process that was killed left behind answers nobody.
+        match StdUnixStream::connect(path) {
+            Ok(_) => {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another control process is running"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(Self { path: path.to_owned(), listener })
+    }
+
+    /// Answers until `end` comes to pass; calls under way are finished.
+    ///
+    /// # Errors
+    /// When the socket can no longer be listened on.
+    pub async fn serve(
+        self,
+        service: ControlService,
+        end: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let path = self.path.clone();
+        let connections = UnixListenerStream::new(self.listener).filter(|connection| match connection {
+            Ok(stream) => is_trusted(stream),
+            Err(_) => true,
+        });
+        let served = Server::builder()
+            .add_service(ControlServer::new(service))
+            .serve_with_incoming_shutdown(connections, end)
+            .await;
+        _ = fs::remove_file(path);
+        served
+    }
+}
+
+/// Whether the process at the other end is root's or our own user's.
+fn is_trusted(stream: &tokio::net::UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == 0 || peer.uid() == own => true,
+        Ok(peer) => {
+            tracing::warn!(
+                uid = peer.uid(),
+                pid = peer.pid(),
+                "connection refused: neither root nor our own user"
+            );
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "connection refused: its user cannot be told");
+            false
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Control for ControlService {
+    async fn attach_pod(
+        &self,
+        request: Request<v1::AttachPodRequest>,
+    ) -> Result<Response<v1::AttachPodResponse>, Status> {
+        let request = parse_attach(request.into_inner())?;
+        let pod = request.pod.clone();
+        // A task of its own: a caller that gives up must not leave half a link.
+        let attacher = self.attacher.clone();
+        let attached = tokio::spawn(async move { attacher.attach(request).await }).await;
+        let attached = attached.map_err(|error| Status::internal(error.to_string()))?.map_err(status)?;
+        tracing::info!(%pod, interface = attached.host_interface, "pod attached");
+        Ok(Response::new(v1::AttachPodResponse {
+            host_interface: attached.host_interface,
+            mac: attached.mac.0.to_vec(),
+            addresses: attached.addresses.iter().map(address_bytes).collect(),
+        }))
+    }
+
+    async fn detach_pod(
+        &self,
+        request: Request<v1::DetachPodRequest>,
+    ) -> Result<Response<v1::DetachPodResponse>, Status> {
+        let pod = parse_pod(&request.into_inner().pod).ok_or_else(invalid_pod)?;
+        let attacher = self.attacher.clone();
+        let name = pod.clone();
+        let detached = tokio::spawn(async move { attacher.detach(&name).await }).await;
+        detached.map_err(|error| Status::internal(error.to_string()))?.map_err(status)?;
+        tracing::info!(%pod, "pod detached");
+        Ok(Response::new(v1::DetachPodResponse {}))
+    }
+
+    async fn control_status(
+        &self,
+        _: Request<v1::ControlStatusRequest>,
+    ) -> Result<Response<v1::ControlStatusResponse>, Status> {
+        let link = *self.link.borrow();
+        let summary = self.summary.borrow().clone();
+        let objects = summary.objects.into_iter();
+        Ok(Response::new(v1::ControlStatusResponse {
+            node: self.node.clone(),
+            source: self.source.clone(),
+            connected: link.is_connected,
+            revision: link.revision,
+            objects: objects
+                .map(|(kind, count)| (kind.to_string(), u32::try_from(count).unwrap_or(u32::MAX)))
+                .collect(),
+            problems: self.problems.list().into_iter().map(Into::into).collect(),
+        }))
+    }
+}
+
+fn parse_attach(request: v1::AttachPodRequest) -> Result<attach::Request, Status> {
+    let interface = if request.interface.is_empty() { "eth0".to_owned() } else { request.interface };
+    let is_name = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+    if interface.len() >= libc::IFNAMSIZ
+        || !interface.chars().all(is_name)
+        || matches!(&*interface, "." | "..")
+    {
+        return Err(Status::invalid_argument(format!(
+            "interface: \"{interface}\" is no name of an interface"
+        )));
+    }
+    if request.netns.is_empty() {
+        return Err(Status::invalid_argument("netns: is missing"));
+    }
+    let addresses: Option<Vec<_>> = request.addresses.iter().map(|bytes| parse_address(bytes)).collect();
+    let addresses =
+        addresses.ok_or_else(|| Status::invalid_argument("addresses: one has neither 4 nor 16 bytes"))?;
+    let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    if ipv4 > 1 || addresses.len() - ipv4 > 1 {
+        return Err(Status::invalid_argument("addresses: more than one of the same IP family"));
+    }
+    let pod = parse_pod(&request.pod).ok_or_else(invalid_pod)?;
+    Ok(attach::Request { pod, netns: request.netns.into(), interface, addresses })
+}
+
+fn invalid_pod() -> Status {
+    Status::invalid_argument("pod: is not \"namespace/name\"")
+}
+
+fn status(error: AttachError) -> Status {
+    let message = error.to_string();
+    match error {
+        AttachError::UnknownPod(_) => Status::not_found(message),
+        AttachError::NotNetworked(_)
+        | AttachError::OnOtherNode(..)
+        | AttachError::NoAddress(_)
+        | AttachError::UnknownNode => Status::failed_precondition(message),
+        AttachError::OtherAddresses(_) | AttachError::Netns { .. } => Status::invalid_argument(message),
+        AttachError::Link(LinkError::Taken { .. } | LinkError::TakenInPod(_)) => {
+            Status::already_exists(message)
+        }
+        AttachError::Link(LinkError::Kernel { .. }) => Status::internal(message),
+        AttachError::Busy(_) => Status::aborted(message),
+        AttachError::Dataplane(_) | AttachError::NotLive(_) | AttachError::Ended(_) => {
+            Status::unavailable(message)
+        }
+    }
+}
