@@ -46,7 +46,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            workers: 2,
+            // Two show what one would hide, where there are two cores for them.
+            workers: thread::available_parallelism().map_or(1, |cores| cores.get().min(2)),
             flows: 1 << 16,
             xdp_mode: "native",
             when_unbound: "drop",
