@@ -17,9 +17,11 @@
 //! The ABI is that of `Documentation/networking/af_xdp.rst` and `net/xdp/xsk.c`.
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -123,18 +125,20 @@ pub enum XskError {
 }
 
 /// The frame memory of one worker, as registered with the kernel. Opens the worker's ports.
-#[derive(Debug)]
 pub struct XskMemory {
     umem: Umem,
     descriptors: Arc<[FrameDesc]>,
     chunk_size: usize,
     opened: bool,
+    /// The network namespace that its ports are in.
+    namespace: u64,
 }
 
 impl XskMemory {
     /// Registers memory for `chunks` frames of `chunk_size` bytes (2048 or 4096), and the pool of all of them.
     ///
-    /// The largest frame is [`HEADROOM`](super::frame::HEADROOM) bytes smaller than a chunk. Raises the limit of locked memory where
+    /// Its ports are in the network namespace that the calling thread is in now. The largest frame is
+    /// [`HEADROOM`](super::frame::HEADROOM) bytes smaller than a chunk. Raises the limit of locked memory where
     /// that is allowed; where it is not, CAP_IPC_LOCK does as well, so that nothing is said here.
     ///
     /// # Errors
@@ -147,6 +151,7 @@ impl XskMemory {
         }
         let count = NonZeroU32::new(chunks).ok_or_else(|| invalid("no frames"))?;
         raise_memlock();
+        let namespace = namespace()?;
 
         let config = UmemConfig::builder()
             .frame_size(FrameSize::new(chunk_size as u32).expect("checked above"))
@@ -172,7 +177,7 @@ impl XskMemory {
         // SAFETY: the area has chunks * chunk_size bytes; the pool keeps a handle on it; only this memory's
         // ports give chunks to the kernel, and only such as they took out of the pool.
         let pool = unsafe { FramePool::over(base, chunks, chunk_size) }.keeping(umem.clone());
-        Ok((XskMemory { umem, descriptors: descriptors.into(), chunk_size, opened: false }, pool))
+        Ok((XskMemory { umem, descriptors: descriptors.into(), chunk_size, opened: false, namespace }, pool))
     }
 
     /// Opens a port. Blocks for as long as an earlier socket takes to let the queue go, up to two seconds.
@@ -188,6 +193,10 @@ impl XskMemory {
             |what: &str| XskError::Invalid(format!("{} queue {}: {what}", config.interface, config.queue));
         if !config.ring.is_power_of_two() || config.ring > RING || config.fill_busy > RING {
             return Err(invalid("bad ring sizes"));
+        }
+        // The first socket was made with the memory, and the kernel would look there for the interface.
+        if namespace()? != self.namespace {
+            return Err(invalid("its frame memory is of another network namespace"));
         }
         let interface: Interface =
             config.interface.parse().map_err(|_| invalid("the name has a zero byte"))?;
@@ -279,7 +288,6 @@ impl XskMemory {
 }
 
 /// One queue of an interface, as the worker that owns it has it.
-#[derive(Debug)]
 pub struct XskPort {
     rx: RxQueue,
     tx: TxQueue,
@@ -545,6 +553,22 @@ impl AsFd for XskPort {
     }
 }
 
+impl fmt::Debug for XskMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "XskMemory({} chunks of {} bytes)", self.descriptors.len(), self.chunk_size)
+    }
+}
+
+impl fmt::Debug for XskPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let XskPort { interface, queue, zero_copy, filled, sending, .. } = self;
+        write!(
+            f,
+            "XskPort({interface} queue {queue}, zero-copy {zero_copy}, {filled} to receive into, {sending} sent)"
+        )
+    }
+}
+
 /// The four rings of a new socket.
 type Rings = (TxQueue, RxQueue, (FillQueue, CompQueue));
 
@@ -583,6 +607,11 @@ impl Lent {
 
 fn ring_size(entries: u32) -> QueueSize {
     QueueSize::new(entries).expect("checked to be a power of two")
+}
+
+/// The calling thread's network namespace, as the number of its file.
+fn namespace() -> io::Result<u64> {
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino())
 }
 
 /// What the kernel answered, which xsk-rs keeps one level down.
