@@ -500,3 +500,181 @@ impl Processor for Engine {
         Engine::stats(self)
     }
 }
+
+#[cfg(all(test, not(wirelane_loom)))]
+mod tests {
+    use super::*;
+    use crate::batch::BATCH;
+    use crate::io::memory::MemoryPort;
+
+    /// Sends everything to the port that the frame's first byte names; 255: nowhere.
+    #[derive(Debug, Default)]
+    struct FirstByte {
+        stats: WorkerStats,
+        batches: Vec<usize>,
+        asleep: bool,
+    }
+
+    impl Processor for FirstByte {
+        fn run(&mut self, batch: &mut Batch, _now: Now) {
+            assert!(!self.asleep);
+            self.batches.push(batch.len());
+            for (frame, meta) in batch.frames.iter().zip(&mut batch.meta) {
+                match frame.bytes()[0] {
+                    255 => meta.drop(DropReason::NoRoute),
+                    port => (meta.verdict, meta.out_port) = (Verdict::Forward, port.into()),
+                }
+            }
+        }
+
+        fn offline(&mut self) {
+            assert!(!std::mem::replace(&mut self.asleep, true));
+        }
+
+        fn online(&mut self) {
+            assert!(std::mem::take(&mut self.asleep));
+        }
+
+        fn stats(&self) -> &WorkerStats {
+            &self.stats
+        }
+    }
+
+    const FRAMES: u32 = 512;
+
+    fn worker(ports: u16) -> Worker<MemoryPort, FirstByte> {
+        let pool = FramePool::in_memory(FRAMES, 2048).unwrap();
+        let mut worker = Worker::new(WorkerConfig::new(0), FirstByte::default(), pool).unwrap();
+        for id in 0..ports {
+            worker.add_port(id, MemoryPort::default()).unwrap();
+        }
+        worker
+    }
+
+    impl Worker<MemoryPort, FirstByte> {
+        fn inject(&mut self, port: PortId, bytes: &[u8]) {
+            let place = self.places[port as usize].unwrap() as usize;
+            assert!(self.ports[place].port.inject(bytes, &mut self.pool));
+        }
+
+        fn sent(&mut self, port: PortId) -> Vec<Vec<u8>> {
+            let place = self.places[port as usize].unwrap() as usize;
+            std::iter::from_fn(|| self.ports[place].port.sent(&mut self.pool)).collect()
+        }
+    }
+
+    #[test]
+    fn frames_leave_by_the_port_that_they_are_told_to() {
+        let mut worker = worker(3);
+        worker.inject(0, &[2, 1]);
+        worker.inject(1, &[2, 2]);
+        worker.inject(1, &[0, 3]);
+        worker.inject(2, &[255, 4]);
+        worker.inject(2, &[77, 5]);
+        assert_eq!(worker.round(Now::default()), 5);
+        assert_eq!(worker.round(Now::default()), 0);
+        let mut to_two = worker.sent(2);
+        to_two.sort();
+        assert_eq!((worker.sent(0), to_two), (vec![vec![0, 3]], vec![vec![2, 1], vec![2, 2]]));
+        let stats = worker.processor.stats();
+        let ports: Vec<_> = stats.ports[..3]
+            .iter()
+            .map(|port| {
+                (port.rx_packets.read(), port.rx_bytes.read(), port.tx_packets.read(), port.tx_bytes.read())
+            })
+            .collect();
+        assert_eq!(ports, [(1, 2, 1, 2), (2, 4, 0, 0), (2, 4, 2, 4)]);
+        assert_eq!(stats.dropped(DropReason::PortDetached), 1, "there is no port 77");
+        assert_eq!(worker.pool.available(), FRAMES);
+    }
+
+    #[test]
+    fn a_full_ring_drops_and_counts() {
+        let mut worker = worker(2);
+        worker.port_mut(1).unwrap().transmit_room = Some(3);
+        for _ in 0..10 {
+            worker.inject(0, &[1]);
+        }
+        worker.round(Now::default());
+        let stats = worker.processor.stats();
+        assert_eq!((stats.ports[1].tx_full.read(), stats.dropped(DropReason::TransmitFull)), (7, 7));
+        assert_eq!(stats.ports[1].tx_packets.read(), 3);
+        assert_eq!(worker.sent(1).len(), 3);
+        assert_eq!(worker.pool.available(), FRAMES);
+    }
+
+    #[test]
+    fn a_busy_port_leaves_room_for_the_others() {
+        let mut worker = worker(3);
+        for _ in 0..3 * BATCH {
+            worker.inject(0, &[255]);
+        }
+        worker.inject(1, &[0, 1]);
+        worker.inject(2, &[0, 2]);
+        // At most a batch of the busy port in one round, and both others.
+        let frames = worker.round(Now::default());
+        assert!(frames <= BATCH + 2, "{frames}");
+        assert_eq!(worker.sent(0).len(), 2);
+        assert!(worker.processor.batches.iter().all(|batch| *batch <= BATCH));
+    }
+
+    #[test]
+    fn a_removed_port_takes_its_number_with_it() {
+        let mut worker = worker(3);
+        assert!(worker.add_port(1, MemoryPort::default()).is_err(), "taken");
+        assert!(worker.add_port(MAX_PORTS as PortId, MemoryPort::default()).is_err(), "too high");
+        assert!(worker.remove_port(0).is_some() && worker.remove_port(0).is_none());
+        assert!(worker.remove_port(500).is_none() && worker.remove_port(PortId::MAX).is_none());
+        // The last one has moved to its place.
+        worker.inject(2, &[1]);
+        worker.inject(1, &[2]);
+        worker.round(Now::default());
+        assert_eq!((worker.sent(1).len(), worker.sent(2).len()), (1, 1));
+        worker.add_port(0, MemoryPort::default()).unwrap();
+        worker.inject(0, &[0]);
+        worker.round(Now::default());
+        assert_eq!(worker.sent(0).len(), 1);
+    }
+
+    #[test]
+    fn a_running_worker_sleeps_and_listens() {
+        let pool = FramePool::in_memory(FRAMES, 2048).unwrap();
+        let handle = WorkerHandle::start(WorkerConfig::new(0), FirstByte::default(), pool).unwrap();
+        for n in 0..100 {
+            assert!(handle.add_port(0, MemoryPort::default()).unwrap().is_ok());
+            assert!(handle.add_port(0, MemoryPort::default()).unwrap().is_err(), "taken");
+            // Awake or asleep.
+            std::thread::sleep(Duration::from_micros(n * 5));
+            let start = Instant::now();
+            assert!(handle.remove_port(0).unwrap().is_some());
+            assert!(start.elapsed() < Duration::from_millis(200), "it was not woken");
+        }
+        assert!(handle.remove_port(0).unwrap().is_none());
+        handle.give_back(Chunks(Vec::new())).unwrap();
+        let worker = handle.stop().unwrap();
+        assert!(worker.processor.stats().sleeps.read() > 10);
+        assert_eq!(worker.pool.available(), FRAMES);
+    }
+
+    #[test]
+    fn who_asks_a_dead_worker_is_told() {
+        #[derive(Debug, Default)]
+        struct Panics(WorkerStats);
+        impl Processor for Panics {
+            fn run(&mut self, _batch: &mut Batch, _now: Now) {
+                panic!("as this test wants");
+            }
+            fn stats(&self) -> &WorkerStats {
+                &self.0
+            }
+        }
+        let mut pool = FramePool::in_memory(4, 2048).unwrap();
+        let mut port = MemoryPort::default();
+        assert!(port.inject(&[0], &mut pool));
+        let handle = WorkerHandle::start(WorkerConfig::new(0), Panics::default(), pool).unwrap();
+        let _ = handle.add_port(0, port);
+        while handle.remove_port(1).is_ok() {}
+        assert!(handle.add_port(1, MemoryPort::default()).is_err());
+        assert!(handle.stop().is_err());
+    }
+}

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -70,8 +71,6 @@ impl HostLink {
         sysctl(&format!("ipv6/conf/{dataplane}/disable_ipv6"), "1")?;
         // Answers may come by another way than the questions went.
         sysctl(&format!("ipv4/conf/{host}/rp_filter"), "2")?;
-        // There is nobody whose address it could be.
-        sysctl(&format!("ipv6/conf/{host}/accept_dad"), "0")?;
         sysctl(&format!("ipv6/conf/{host}/accept_ra"), "0")?;
         for name in [host, dataplane] {
             links::offloads_off(name)?;
@@ -101,7 +100,10 @@ impl HostLink {
             .filter(|address| !matches!(address, IpAddr::V6(address) if address.is_unicast_link_local()))
             .collect();
         for address in &wanted.gateways - &addresses {
-            let add = netlink.handle.address().add(*index, address, if address.is_ipv4() { 32 } else { 128 });
+            let prefix = if address.is_ipv4() { 32 } else { 128 };
+            let mut add = netlink.handle.address().add(*index, address, prefix);
+            // There is nobody else who could have it, and routes need it at once.
+            add.message_mut().header.flags = AddressHeaderFlags::Nodad;
             netlink.ask(|| format!("add address {address} to {name}"), add.execute())?;
         }
 
