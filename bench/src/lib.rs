@@ -1,1 +1,17 @@
-//! Wirelane.
+//! What the benchmarks of Wirelane have in common: the report's figures and the fixtures of both the report
+//! (`src/bin/report.rs`) and the criterion benches (`benches/`).
+//!
+//! [`registry`] lists every figure that there is; [`groups`] measures them, a file for each group.
+//! [`world`] is the cluster that packets travel through, [`lane`] one worker's way through it over memory.
+
+pub mod allocations;
+pub mod groups;
+pub mod lane;
+pub mod lines;
+pub mod machine;
+pub mod measure;
+pub mod packets;
+pub mod registry;
+pub mod report;
+pub mod stages;
+pub mod world;

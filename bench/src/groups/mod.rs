@@ -1,0 +1,52 @@
+//! The measurements, a file for each group of figures.
+
+pub mod allocations;
+pub mod established;
+pub mod flows;
+pub mod lifecycle;
+pub mod limit;
+pub mod new_flow;
+pub mod policy;
+pub mod reply;
+pub mod scale;
+
+use crate::registry::ENTRIES;
+use crate::report::Report;
+
+/// Figures that are measured together.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// What their names begin with.
+    prefixes: &'static [&'static str],
+    /// Measures those that the report wants.
+    run: fn(&mut Report) -> anyhow::Result<()>,
+}
+
+/// In the order in which they are measured: what others are set in proportion to comes first.
+pub const GROUPS: &[Group] = &[
+    limit::GROUP,
+    established::GROUP,
+    new_flow::GROUP,
+    reply::GROUP,
+    lifecycle::GROUP,
+    allocations::GROUP,
+    flows::GROUP,
+    scale::GROUP,
+    policy::GROUP,
+];
+
+impl Group {
+    /// Whether a figure is one of its own.
+    pub fn measures(&self, name: &str) -> bool {
+        self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// Measures what the report wants of it, if anything.
+    ///
+    /// # Errors
+    /// When something could not be measured, or the packets were not as they have to be.
+    pub fn run(&self, report: &mut Report) -> anyhow::Result<()> {
+        let wanted = ENTRIES.iter().any(|entry| self.measures(entry.name) && report.wants(entry.name));
+        if wanted { (self.run)(report) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,73 @@
+//! Two workers at once, each direction of a flow on another.
+
+use std::sync::Barrier;
+
+use wirelane_dataplane::wire::tcp::ACK;
+
+use crate::groups::Group;
+use crate::lane::{FRAMES, Lane, Timed, establish};
+use crate::machine;
+use crate::measure::{Random, Samples};
+use crate::report::Report;
+use crate::world::{Step, TABLE, Topology, World};
+
+pub(super) const GROUP: Group = Group { prefixes: &["scale/"], run };
+
+const FLOWS: u32 = 262_144;
+const ROUNDS: usize = 4;
+
+fn run(report: &mut Report) -> anyhow::Result<()> {
+    if machine::cores() < 2 {
+        report.skip("scale/2_workers", "there is one core");
+        return Ok(());
+    }
+    let mut world = World::new(Topology::Vxlan, FLOWS, TABLE, 2)?;
+    let mut first = Lane::new(&world, 0, FRAMES)?;
+    let mut second = Lane::new(&world, 1, FRAMES)?;
+    establish(&mut world, &mut first, 0, FLOWS)?;
+    let mut random = Random::new(4);
+    let samples = Samples::take(report.runs(), || {
+        let alone = rate(&carry(&world, &mut [(0, &mut first)], &mut random)?)
+            + rate(&carry(&world, &mut [(1, &mut second)], &mut random)?);
+        let both = rate(&carry(&world, &mut [(0, &mut first), (1, &mut second)], &mut random)?);
+        Ok(both / (alone / 2.0))
+    })?;
+    report.add("scale/2_workers", &samples);
+    Ok(())
+}
+
+/// Packets in a cycle of all workers together.
+fn rate(timed: &[Timed]) -> f64 {
+    timed.iter().map(|timed| timed.packets as f64 / timed.cycles as f64).sum()
+}
+
+/// Carries a few rounds in each of the lanes, all at once, each on a core of its own.
+fn carry(world: &World, lanes: &mut [(usize, &mut Lane)], random: &mut Random) -> anyhow::Result<Vec<Timed>> {
+    let barrier = Barrier::new(lanes.len());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = lanes
+            .iter_mut()
+            .map(|(worker, lane)| {
+                let (mut random, barrier) = (Random::new(random.bits()), &barrier);
+                scope.spawn(move || {
+                    machine::pin(*worker);
+                    let mut total = Timed::default();
+                    for _ in 0..ROUNDS {
+                        let steps = (0..lane.frames()).map(|_| {
+                            let flow = random.below(u64::from(FLOWS)) as u32;
+                            Step { flow, reply: (flow as usize + *worker) & 1 != 0, flags: ACK }
+                        });
+                        let laid_out = lane.lay_out(world, steps);
+                        barrier.wait();
+                        total += lane.carry();
+                        barrier.wait();
+                        laid_out?;
+                        lane.check(world)?;
+                    }
+                    Ok(total)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a lane does not panic")).collect()
+    })
+}

@@ -1,0 +1,249 @@
+//! One worker's way through a [`World`] over memory: frames are laid out, carried, and looked at.
+//!
+//! Only the carrying is timed: filling batches from the frames that have come in, reading the clock, the path,
+//! taking the frames out again with their verdicts, being quiescent, and the flow table's housekeeping as
+//! often as a worker does it. Laying out and looking at frames happens before and after. There are more
+//! frames than the second-level cache holds, in a random order of their places in memory.
+
+use anyhow::{Context, bail};
+use wirelane_dataplane::batch::{BATCH, Batch, PortId};
+use wirelane_dataplane::clock::{Now, cycles};
+use wirelane_dataplane::engine::Engine;
+use wirelane_dataplane::io::frame::{Frame, FramePool};
+use wirelane_dataplane::verdict::{DropReason, Verdict};
+
+use crate::allocations;
+use crate::measure::Random;
+use crate::packets::Packet;
+use crate::world::{Step, World};
+
+/// Frames of a lane: at 2 KiB apart, of which a packet takes one to three lines, 4 to 12 MiB that are touched.
+pub const FRAMES: u32 = 1 << 16;
+/// As large as those of a worker.
+const CHUNK: usize = 2048;
+/// Buckets that a worker sweeps in a millisecond.
+const BUCKETS_A_TICK: usize = 64;
+
+/// One worker, its frames, and the packets that they hold.
+#[derive(Debug)]
+pub struct Lane {
+    engine: Engine,
+    pool: FramePool,
+    batch: Batch,
+    /// Frames to be carried, with the port that they come in by.
+    waiting: Vec<(Frame, PortId)>,
+    /// Frames that have been carried.
+    carried: Vec<Carried>,
+    /// What they hold, in the same order.
+    steps: Vec<Step>,
+    scratch: Vec<u8>,
+    /// Milliseconds that this lane's clock is ahead.
+    ahead: u32,
+    kept: u32,
+}
+
+#[derive(Debug)]
+struct Carried {
+    frame: Frame,
+    verdict: Verdict,
+    reason: DropReason,
+    port: PortId,
+}
+
+/// What carrying took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timed {
+    /// Packets.
+    pub packets: u64,
+    /// Time-stamp-counter cycles.
+    pub cycles: u64,
+    /// Allocations by any thread meanwhile.
+    pub allocations: u64,
+}
+
+impl std::ops::AddAssign for Timed {
+    fn add_assign(&mut self, other: Timed) {
+        self.packets += other.packets;
+        self.cycles += other.cycles;
+        self.allocations += other.allocations;
+    }
+}
+
+impl Lane {
+    /// A lane of worker `worker`, with `frames` frames.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(world: &World, worker: usize, frames: u32) -> anyhow::Result<Lane> {
+        let mut pool = FramePool::in_memory(frames, CHUNK).context("no memory for frames")?;
+        let mut waiting: Vec<_> =
+            std::iter::from_fn(|| pool.alloc()).map(|frame| (frame, PortId::default())).collect();
+        Random::new(u64::from(frames)).shuffle(&mut waiting);
+        // Freed in a random order, they come out of the pool in one.
+        waiting.drain(..).for_each(|(frame, _)| pool.free(frame));
+        Ok(Lane {
+            engine: Engine::new(world.shared().clone(), worker),
+            pool,
+            batch: Batch::default(),
+            waiting,
+            carried: Vec::with_capacity(frames as usize),
+            steps: Vec::with_capacity(frames as usize),
+            scratch: Vec::with_capacity(256),
+            ahead: 0,
+            kept: Now::read().tick,
+        })
+    }
+
+    /// How many frames it has.
+    pub fn frames(&self) -> usize {
+        self.pool.total() as usize
+    }
+
+    /// Lays out the frames of `steps`, as many as there are frames at most.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn lay_out(&mut self, world: &World, steps: impl IntoIterator<Item = Step>) -> anyhow::Result<()> {
+        for step in steps {
+            let mut frame = self.pool.alloc().context("more packets than frames")?;
+            let (packet, port) = world.incoming(step);
+            packet.write(&mut self.scratch);
+            anyhow::ensure!(frame.resize(self.scratch.len()), "a frame without room");
+            frame.bytes_mut().copy_from_slice(&self.scratch);
+            self.waiting.push((frame, port));
+            self.steps.push(step);
+        }
+        Ok(())
+    }
+
+    /// Carries all frames that are laid out.
+    pub fn carry(&mut self) -> Timed {
+        let (allocations, start) = (allocations::count(), cycles());
+        let packets = self.waiting.len() as u64;
+        let mut waiting = self.waiting.drain(..);
+        loop {
+            for (frame, port) in waiting.by_ref().take(BATCH) {
+                self.batch.push(frame, port);
+            }
+            if self.batch.is_empty() {
+                break;
+            }
+            let now = Now { tick: Now::read().tick.wrapping_add(self.ahead) };
+            self.engine.run(&mut self.batch, now);
+            for (frame, meta) in self.batch.frames.drain(..).zip(self.batch.meta.drain(..)) {
+                let (verdict, reason, port) = (meta.verdict, meta.reason, meta.out_port);
+                self.carried.push(Carried { frame, verdict, reason, port });
+            }
+            self.engine.quiescent();
+            if now.tick != self.kept {
+                self.kept = now.tick;
+                self.engine.housekeeping(now, BUCKETS_A_TICK);
+            }
+        }
+        let cycles = cycles().wrapping_sub(start);
+        Timed { packets, cycles, allocations: allocations::count() - allocations }
+    }
+
+    /// Looks at every frame that was carried, and frees it: headers, checksums and data have to be as the
+    /// world says, verdict and port too, and none may be missing.
+    ///
+    /// # Errors
+    /// What is wrong with the first that is.
+    pub fn check(&mut self, world: &World) -> anyhow::Result<()> {
+        self.look(|step, seen, port| {
+            let expected = world.outgoing(step);
+            if (seen, port) != expected {
+                bail!("{step:?} went out by {port} as {seen:?}; expected {expected:?}");
+            }
+            Ok(())
+        })
+    }
+
+    /// As [`Lane::check`], for first packets of flows: learns where they have gone.
+    ///
+    /// # Errors
+    /// What is wrong with the first that is.
+    pub fn check_first(&mut self, world: &mut World) -> anyhow::Result<()> {
+        self.look(|step, seen, port| {
+            world.learn(step, &seen);
+            let expected = world.outgoing(step);
+            if (seen, port) != expected {
+                bail!("{step:?} went out by {port} as {seen:?}; expected {expected:?}");
+            }
+            Ok(())
+        })
+    }
+
+    fn look(
+        &mut self,
+        mut check: impl FnMut(Step, Packet, PortId) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let count = (self.carried.len(), self.waiting.len());
+        anyhow::ensure!(count == (self.steps.len(), 0), "{count:?} of {} packets", self.steps.len());
+        let mut result = Ok(());
+        for (carried, step) in self.carried.drain(..).zip(self.steps.drain(..)) {
+            if result.is_ok() {
+                result = match (carried.verdict, Packet::read(carried.frame.bytes())) {
+                    (Verdict::Forward, Ok(seen)) => check(step, seen, carried.port),
+                    (Verdict::Drop, _) => {
+                        Err(anyhow::anyhow!("{step:?} dropped: {}", carried.reason.label()))
+                    }
+                    (verdict, seen) => Err(anyhow::anyhow!("{step:?}: {verdict:?}, {seen:?}")),
+                };
+            }
+            self.pool.free(carried.frame);
+        }
+        anyhow::ensure!(
+            self.pool.available() == self.pool.total(),
+            "{} of {} frames are back",
+            self.pool.available(),
+            self.pool.total()
+        );
+        result
+    }
+
+    /// Puts this lane's clock forward.
+    pub fn advance(&mut self, milliseconds: u32) {
+        self.ahead += milliseconds;
+    }
+
+    /// Sweeps the whole flow table once, as housekeeping does it piece by piece. Returns the flows that it
+    /// ended.
+    pub fn sweep(&mut self) -> usize {
+        let now = Now { tick: Now::read().tick.wrapping_add(self.ahead) };
+        let buckets = self.engine.shared().flows_v4.buckets();
+        let mut ended = 0;
+        for _ in 0..buckets.div_ceil(BUCKETS_A_TICK) {
+            ended += self.engine.housekeeping(now, BUCKETS_A_TICK);
+            self.engine.quiescent();
+        }
+        ended
+    }
+
+    /// Its worker.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+}
+
+/// A connection's first packets, each carried and checked, for flows `first..last`: client to backend and
+/// back, so that both directions have a next hop.
+///
+/// # Errors
+/// What is wrong with a packet.
+pub fn establish(world: &mut World, lane: &mut Lane, first: u32, last: u32) -> anyhow::Result<()> {
+    use wirelane_dataplane::wire::tcp::{ACK, SYN};
+    let step = lane.frames() as u32;
+    for from in (first..last).step_by(step as usize) {
+        let flows = from..last.min(from + step);
+        lane.lay_out(world, flows.clone().map(|flow| Step { flow, reply: false, flags: SYN }))?;
+        lane.carry();
+        lane.check_first(world)?;
+        for (reply, flags) in [(true, SYN | ACK), (false, ACK)] {
+            lane.lay_out(world, flows.clone().map(|flow| Step { flow, reply, flags }))?;
+            lane.carry();
+            lane.check(world)?;
+        }
+    }
+    Ok(())
+}

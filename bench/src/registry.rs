@@ -1,0 +1,87 @@
+//! Every figure that the report knows, in the order in which it is printed. The names do not change.
+
+/// What a figure is called and measured in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    /// The figure of the same report that it is set in proportion to.
+    pub against: Option<&'static str>,
+}
+
+const fn entry(name: &'static str, unit: &'static str) -> Entry {
+    Entry { name, unit, against: None }
+}
+
+impl Entry {
+    const fn against(self, name: &'static str) -> Entry {
+        Entry { against: Some(name), ..self }
+    }
+}
+
+/// The figures.
+pub const ENTRIES: &[Entry] = &[
+    entry("limit/dram_line", "ns"),
+    entry("path/established/plain/64k", "ns per packet").against("limit/dram_line"),
+    entry("path/established/plain/1m", "ns per packet").against("limit/dram_line"),
+    entry("path/established/plain/16m", "ns per packet").against("limit/dram_line"),
+    entry("path/established/vxlan/64k", "ns per packet").against("limit/dram_line"),
+    entry("path/established/vxlan/1m", "ns per packet").against("limit/dram_line"),
+    entry("path/established/vxlan/16m", "ns per packet").against("limit/dram_line"),
+    entry("path/stages/parse", "cycles per packet"),
+    entry("path/stages/decap", "cycles per packet"),
+    entry("path/stages/conntrack", "cycles per packet"),
+    entry("path/stages/service", "cycles per packet"),
+    entry("path/stages/policy", "cycles per packet"),
+    entry("path/stages/forward", "cycles per packet"),
+    entry("path/stages/reply", "cycles per packet"),
+    entry("path/new_flow", "ns per flow"),
+    entry("path/lifecycle", "connections/s"),
+    entry("path/allocations", "per packet"),
+    entry("flows/hit/1m", "ns per lookup"),
+    entry("flows/miss/1m", "ns per lookup"),
+    entry("flows/bytes_per_flow", "bytes"),
+    entry("scale/2_workers", "ratio"),
+    entry("policy/verdict/10", "ns"),
+    entry("policy/verdict/1k", "ns"),
+    entry("policy/verdict/100k", "ns"),
+];
+
+/// The entry of this name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    ENTRIES.iter().find(|entry| entry.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::groups::GROUPS;
+
+    #[test]
+    fn names_are_unique_and_proportions_lead_to_figures() {
+        let names: HashSet<_> = ENTRIES.iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), ENTRIES.len());
+        for entry in ENTRIES {
+            assert!(entry.against.is_none_or(|against| names.contains(against)), "{entry:?}");
+        }
+    }
+
+    #[test]
+    fn every_figure_is_measured_by_one_group() {
+        for entry in ENTRIES {
+            let groups = GROUPS.iter().filter(|group| group.measures(entry.name)).count();
+            assert_eq!(groups, 1, "{}", entry.name);
+        }
+    }
+
+    #[test]
+    fn every_stage_of_the_path_has_a_figure() {
+        let stages: Vec<_> =
+            ENTRIES.iter().filter_map(|entry| entry.name.strip_prefix("path/stages/")).collect();
+        assert_eq!(stages, wirelane_dataplane::path::STAGES);
+    }
+}

@@ -1,0 +1,368 @@
+//! The node that packets travel through: 64 client pods that talk to 64 Services of 4 backends each, and
+//! policies that isolate both.
+//!
+//! A flow is a client's TCP connection to a Service's cluster address. Of [`Topology::Plain`] the backends are
+//! pods of this node, of [`Topology::Vxlan`] pods of another: what a client sends is encapsulated on its way
+//! out, and what comes back is decapsulated on its way in. So every flow is judged by policy, translated to
+//! its backend, and translated back.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use wirelane_dataplane::batch::PortId;
+use wirelane_dataplane::engine::{Shared, Sizes};
+use wirelane_dataplane::tables::build::{Builder, PortConfig, UplinkRoutes};
+use wirelane_dataplane::tables::objects::{
+    Backend, Frontend, FrontendKind, LocalNode, Node, Object, Pod, Policy, PortRange, Rule, Service,
+    ServicePort, vtep_mac_of,
+};
+use wirelane_dataplane::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_PORT};
+use wirelane_dataplane::wire::ethernet::{GATEWAY_MAC, Mac};
+use wirelane_dataplane::wire::{Addr, proto};
+
+use crate::packets::{Outer, Packet};
+
+/// Client pods.
+pub const CLIENTS: u32 = 64;
+/// Services.
+pub const SERVICES: u32 = 64;
+/// Backends of each.
+pub const BACKENDS: u32 = 4;
+/// The flow table's size where nothing else is said: the dataplane's default.
+pub const TABLE: u32 = 1 << 20;
+
+const NODE: [u8; 4] = [192, 0, 2, 1];
+const OTHER_NODE: [u8; 4] = [192, 0, 2, 2];
+const NODE_MAC: Mac = [2, 0, 0, 0, 0, 1];
+const OTHER_NODE_MAC: Mac = [2, 0, 0, 0, 0, 2];
+const VXLAN_PORT: u16 = 4789;
+const VNI: u32 = 4096;
+const POD_MTU: u16 = 1450;
+const FRONTEND_PORT: u16 = 80;
+const BACKEND_PORT: u16 = 8080;
+const FIRST_CLIENT_PORT: u32 = 1024;
+const TTL: u8 = 64;
+
+/// Identities of the pods.
+const CLIENT: u32 = 1;
+const SERVER: u32 = 2;
+
+/// Where the backends are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// On this node.
+    Plain,
+    /// On another, through the tunnel.
+    Vxlan,
+}
+
+impl Topology {
+    /// Both, with their names in figures.
+    pub const ALL: [(Topology, &str); 2] = [(Topology::Plain, "plain"), (Topology::Vxlan, "vxlan")];
+}
+
+/// One packet of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Number of the flow.
+    pub flow: u32,
+    /// From the backend to the client.
+    pub reply: bool,
+    /// TCP flags.
+    pub flags: u8,
+}
+
+/// A node, its tables published.
+#[derive(Debug)]
+pub struct World {
+    topology: Topology,
+    shared: Arc<Shared>,
+    /// By flow: the backend that the service stage chose.
+    backends: Vec<u8>,
+}
+
+impl World {
+    /// A node that has no flow yet, of `flows` that can be told apart; its table has room for `capacity`.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(topology: Topology, flows: u32, capacity: u32, workers: usize) -> anyhow::Result<World> {
+        // IPv6 flows take no part.
+        let sizes = Sizes { workers, flows_v4: capacity, flows_v6: 64, seed: 0x5eed };
+        let shared = Shared::new(&sizes).context("no memory for the flow table")?;
+        let mut builder = Builder::starting_at(0);
+        shared.neighbours.learn(Addr::v4(OTHER_NODE), OTHER_NODE_MAC);
+        builder.set_uplink(UplinkRoutes {
+            on_link: vec!["192.0.2.0/24".parse().expect("a prefix")],
+            gateways: Vec::new(),
+        });
+        for (id, config) in ports(topology) {
+            builder.set_port(id, Some(config));
+        }
+        builder.change(objects(topology), &[]);
+        shared.publish(builder.build(&shared.neighbours));
+        Ok(World { topology, shared, backends: vec![0; flows as usize] })
+    }
+
+    /// What its workers share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// How many flows can be told apart.
+    pub fn flows(&self) -> u32 {
+        self.backends.len() as u32
+    }
+
+    /// The packet as it comes in, and by which port.
+    pub fn incoming(&self, step: Step) -> (Packet, PortId) {
+        let flow = Flow(step.flow);
+        let (client, service) = (flow.client(), flow.service());
+        let (src, dst) = ((client_address(client), flow.port()), (service_address(service), FRONTEND_PORT));
+        let packet = Packet {
+            outer: None,
+            src_mac: mac_of(src.0),
+            dst_mac: GATEWAY_MAC,
+            src,
+            dst,
+            ttl: TTL,
+            flags: step.flags,
+            number: step.flow,
+        };
+        if !step.reply {
+            return (packet, FIRST_POD_PORT + client as PortId);
+        }
+        let backend = service * BACKENDS + u32::from(self.backends[step.flow as usize]);
+        let address = backend_address(self.topology, backend);
+        let packet = Packet { src: (address, BACKEND_PORT), dst: src, ..packet };
+        match self.topology {
+            Topology::Plain => (
+                Packet { src_mac: mac_of(address), ..packet },
+                FIRST_POD_PORT + (CLIENTS + backend) as PortId,
+            ),
+            Topology::Vxlan => (
+                Packet {
+                    outer: Some(Outer {
+                        src_mac: OTHER_NODE_MAC,
+                        dst_mac: NODE_MAC,
+                        src: OTHER_NODE,
+                        dst: NODE,
+                        port: VXLAN_PORT,
+                        vni: VNI,
+                    }),
+                    src_mac: vtep_mac_of(Addr::v4(OTHER_NODE)),
+                    dst_mac: vtep_mac_of(Addr::v4(NODE)),
+                    ..packet
+                },
+                UPLINK_PORT,
+            ),
+        }
+    }
+
+    /// The packet as it has to go out, and by which port.
+    pub fn outgoing(&self, step: Step) -> (Packet, PortId) {
+        let flow = Flow(step.flow);
+        let (client, service) = (flow.client(), flow.service());
+        let end = (client_address(client), flow.port());
+        let backend = service * BACKENDS + u32::from(self.backends[step.flow as usize]);
+        let address = backend_address(self.topology, backend);
+        let packet = Packet {
+            outer: None,
+            src_mac: GATEWAY_MAC,
+            dst_mac: mac_of(address),
+            src: end,
+            dst: (address, BACKEND_PORT),
+            ttl: TTL - 1,
+            flags: step.flags,
+            number: step.flow,
+        };
+        if step.reply {
+            let (src, dst) = ((service_address(service), FRONTEND_PORT), end);
+            let packet = Packet { src, dst, dst_mac: mac_of(end.0), ..packet };
+            return (packet, FIRST_POD_PORT + client as PortId);
+        }
+        match self.topology {
+            Topology::Plain => (packet, FIRST_POD_PORT + (CLIENTS + backend) as PortId),
+            Topology::Vxlan => (
+                Packet {
+                    outer: Some(Outer {
+                        src_mac: NODE_MAC,
+                        dst_mac: OTHER_NODE_MAC,
+                        src: NODE,
+                        dst: OTHER_NODE,
+                        port: VXLAN_PORT,
+                        vni: VNI,
+                    }),
+                    src_mac: vtep_mac_of(Addr::v4(NODE)),
+                    dst_mac: vtep_mac_of(Addr::v4(OTHER_NODE)),
+                    ..packet
+                },
+                UPLINK_PORT,
+            ),
+        }
+    }
+
+    /// Remembers the backend that the first packet of a flow has gone to; whether that is right is up to the
+    /// comparison with [`World::outgoing`]. A packet to something that is no backend changes nothing.
+    pub fn learn(&mut self, step: Step, seen: &Packet) {
+        let first = Flow(step.flow).service() * BACKENDS;
+        if let Some(choice) = (0..BACKENDS).find(|n| backend_address(self.topology, first + n) == seen.dst.0)
+        {
+            self.backends[step.flow as usize] = choice as u8;
+        }
+    }
+}
+
+/// Names of flows: consecutive numbers are of different clients, then of different Services.
+#[derive(Clone, Copy)]
+struct Flow(u32);
+
+impl Flow {
+    fn client(self) -> u32 {
+        self.0 % CLIENTS
+    }
+
+    fn service(self) -> u32 {
+        self.0 / CLIENTS % SERVICES
+    }
+
+    fn port(self) -> u16 {
+        (FIRST_CLIENT_PORT + self.0 / (CLIENTS * SERVICES)) as u16
+    }
+}
+
+fn client_address(client: u32) -> [u8; 4] {
+    [10, 1, 1, 1 + client as u8]
+}
+
+fn service_address(service: u32) -> [u8; 4] {
+    [10, 96, 0, 1 + service as u8]
+}
+
+fn backend_address(topology: Topology, backend: u32) -> [u8; 4] {
+    let node = if topology == Topology::Plain { 1 } else { 2 };
+    [10, node, 2 + (backend / 128) as u8, 1 + (backend % 128) as u8]
+}
+
+fn mac_of(address: [u8; 4]) -> Mac {
+    let [a, b, c, d] = address;
+    [0x02, 0xaa, a, b, c, d]
+}
+
+fn ports(topology: Topology) -> Vec<(PortId, PortConfig)> {
+    let port = |kind, name: &str, mac, mtu| PortConfig {
+        kind,
+        name: name.into(),
+        mac,
+        peer_mac: [0; 6],
+        mtu,
+        addresses: Vec::new(),
+    };
+    let mut ports = vec![
+        (UPLINK_PORT, port(PortKind::Uplink, "uplink", NODE_MAC, 1500)),
+        (HOST_PORT, port(PortKind::Host, "host", GATEWAY_MAC, POD_MTU)),
+    ];
+    for (name, address) in local_pods(topology) {
+        let id = FIRST_POD_PORT + (ports.len() - 2) as PortId;
+        let config = PortConfig {
+            peer_mac: mac_of(address),
+            addresses: vec![Addr::v4(address)],
+            ..port(PortKind::Pod, &name, GATEWAY_MAC, POD_MTU)
+        };
+        ports.push((id, config));
+    }
+    ports
+}
+
+/// Pods with a port here, in the order of their ports.
+fn local_pods(topology: Topology) -> impl Iterator<Item = (String, [u8; 4])> {
+    let clients = (0..CLIENTS).map(|n| (client_name(n), client_address(n)));
+    let local = if topology == Topology::Plain { SERVICES * BACKENDS } else { 0 };
+    clients.chain((0..local).map(move |n| (backend_name(n), backend_address(topology, n))))
+}
+
+fn client_name(client: u32) -> String {
+    format!("bench/client-{client}")
+}
+
+fn backend_name(backend: u32) -> String {
+    format!("bench/backend-{backend}")
+}
+
+fn objects(topology: Topology) -> Vec<Object> {
+    let cidr = |text: &str| text.parse().expect("a prefix");
+    let backend_node = if topology == Topology::Plain { "this" } else { "other" };
+    let mut objects = vec![
+        Object::LocalNode(LocalNode {
+            name: "this".into(),
+            addresses: vec![Addr::v4(NODE)],
+            pod_cidrs: vec![cidr("10.1.0.0/16")],
+            service_cidrs: vec![cidr("10.96.0.0/16")],
+            vxlan_port: VXLAN_PORT,
+            vni: VNI,
+            pod_mtu: POD_MTU,
+        }),
+        Object::Node(Node {
+            name: "other".into(),
+            addresses: vec![Addr::v4(OTHER_NODE)],
+            pod_cidrs: vec![cidr("10.2.0.0/16")],
+            vtep_mac: vtep_mac_of(Addr::v4(OTHER_NODE)),
+        }),
+        policy("bench/clients", CLIENT, false, SERVER),
+        policy("bench/backends", SERVER, true, CLIENT),
+    ];
+    let pod = |name, address, node: &str, identity| {
+        Object::Pod(Pod { name, addresses: vec![Addr::v4(address)], node: node.into(), identity })
+    };
+    objects.extend((0..CLIENTS).map(|n| pod(client_name(n), client_address(n), "this", CLIENT)));
+    objects.extend(
+        (0..SERVICES * BACKENDS)
+            .map(|n| pod(backend_name(n), backend_address(topology, n), backend_node, SERVER)),
+    );
+    objects.extend((0..SERVICES).map(|n| service(topology, n, backend_node)));
+    objects
+}
+
+/// Isolates `subject` in one direction, and lets it speak with `peer` on the backends' port.
+fn policy(name: &str, subject: u32, ingress: bool, peer: u32) -> Object {
+    let rules = vec![Rule {
+        index: 0,
+        subjects: Vec::new(),
+        any_peer: false,
+        peer_identities: vec![peer],
+        peer_blocks: Vec::new(),
+        ports: vec![PortRange { proto: proto::TCP, first: BACKEND_PORT, last: BACKEND_PORT }],
+    }];
+    let (in_rules, out_rules) = if ingress { (rules, Vec::new()) } else { (Vec::new(), rules) };
+    Object::Policy(Policy {
+        name: name.into(),
+        subjects: vec![subject],
+        isolates_ingress: ingress,
+        isolates_egress: !ingress,
+        ingress: in_rules,
+        egress: out_rules,
+    })
+}
+
+fn service(topology: Topology, service: u32, node: &str) -> Object {
+    let backends = (0..BACKENDS).map(|n| service * BACKENDS + n).map(|n| Backend {
+        address: Addr::v4(backend_address(topology, n)),
+        port: BACKEND_PORT,
+        pod: backend_name(n),
+        node: node.into(),
+    });
+    Object::Service(Service {
+        name: format!("bench/service-{service}"),
+        affinity_seconds: 0,
+        ports: vec![ServicePort {
+            name: "http".into(),
+            proto: proto::TCP,
+            frontends: vec![Frontend {
+                kind: FrontendKind::ClusterIp,
+                address: Some(Addr::v4(service_address(service))),
+                port: FRONTEND_PORT,
+            }],
+            backends: backends.collect(),
+        }],
+    })
+}
