@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Builds the benchmarks and prints their one report; bench/README.md says what each name measures.
+#
+#   tools/bench.sh [--quick] [--only PREFIX] [--json FILE]
+set -euo pipefail
+
+# No cd: FILE is meant from where the caller stands.
+root=$(dirname "${BASH_SOURCE[0]}")/..
+"$root/tools/setup.sh"
+PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
+exec cargo run --release --manifest-path "$root/Cargo.toml" -p wirelane-bench --bin report -- "$@"
