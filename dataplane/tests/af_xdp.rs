@@ -1,5 +1,7 @@
 //! AF_XDP ports and workers between real kernels: every byte that goes in comes out, no chunk is ever lost.
 
+#![cfg(feature = "af-xdp")]
+
 mod support;
 
 use std::net::UdpSocket;
@@ -233,6 +235,43 @@ fn bursts_find_room_after_the_first() {
     let fill = hand.worker.port_mut(0).unwrap().counts().fill;
     assert!(fill > 64, "the goal does not follow the traffic: {fill}");
     hand.turn();
+}
+
+#[test]
+fn a_flood_loses_no_chunk_on_either_side() {
+    if !privileged() {
+        return;
+    }
+    // All rings as full as they get, and the kernel at work on another core meanwhile.
+    let line = line(1, XdpMode::Native);
+    let sent = line.left.run(|| {
+        let (mut memory, mut pool) = XskMemory::new(4096, 2048).unwrap();
+        let mut port = memory.open(&XskConfig::new("eth0", 0)).unwrap();
+        let (mut sent, until) = (0, Instant::now() + Duration::from_secs(2));
+        while Instant::now() < until {
+            while let Some(mut frame) = pool.alloc() {
+                assert!(frame.resize(64));
+                frame.bytes_mut().fill(0xff);
+                if let Err(frame) = port.transmit(frame, &mut pool) {
+                    pool.free(frame);
+                    break;
+                }
+                sent += 1;
+            }
+            port.flush(&mut pool);
+            assert_eq!(pool.available() + port.counts().total(), pool.total());
+        }
+        eventually("all has gone", || {
+            port.flush(&mut pool);
+            port.in_flight() == 0
+        });
+        assert_eq!(pool.available(), pool.total());
+        sent
+    });
+    let steered = line.steering[0].outcomes().unwrap().steered;
+    assert!(sent > 10_000 && steered > sent / 100, "{sent} sent, {steered} steered");
+    tcp(&line.left, &line.right, "10.0.0.2", 1 << 20);
+    line.stop();
 }
 
 #[test]

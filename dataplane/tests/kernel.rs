@@ -1,5 +1,7 @@
 //! What is asked of the node's kernel: steering, the host link, neighbours and routes.
 
+#![cfg(feature = "af-xdp")]
+
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -42,7 +42,8 @@ use crate::batch::{BATCH, Batch, PortId};
 pub const RING: u32 = 2048;
 
 /// Whether the kernel may hand a NIC our memory, so that it writes packets where we read them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ZeroCopy {
     /// Where the driver can, else by copying. The mode in force is [`XskPort::zero_copy`].
     #[default]
@@ -162,7 +163,7 @@ impl XskMemory {
             .map_err(|error| invalid(&error.to_string()))?;
         let bytes = u64::from(chunks) * chunk_size as u64;
         // Huge pages serve where some are reserved; xsk-rs would not unmap a part of one.
-        let huge = (bytes % (2 << 20) == 0).then(|| Umem::new(config, count, true).ok()).flatten();
+        let huge = bytes.is_multiple_of(2 << 20).then(|| Umem::new(config, count, true).ok()).flatten();
         let (umem, descriptors) = match huge {
             Some(made) => made,
             None => Umem::new(config, count, false).map_err(|source| XskError::Memory { bytes, source })?,
@@ -398,7 +399,9 @@ impl XskPort {
     #[inline]
     fn refill(&mut self, pool: &mut FramePool) {
         while self.filled < self.fill_goal {
-            let want = (self.fill_goal - self.filled).min(BATCH as u32) as usize;
+            let want = (self.fill_goal - self.filled).min(BATCH as u32);
+            // The kernel hands packets over before it says that their places in the fill ring are free.
+            let want = want.min(self.fill.nb_free(want)) as usize;
             let mut count = 0;
             while count < want
                 && let Some(chunk) = pool.take()
@@ -412,7 +415,7 @@ impl XskPort {
             }
             // SAFETY: the chunks come out of this memory's pool, so that nobody else has them.
             let taken = unsafe { self.fill.produce(&self.scratch[..count]) };
-            assert_eq!(taken, count, "the fill ring holds all that a port may fill");
+            assert_eq!(taken, count, "there was room");
             self.filled += count as u32;
         }
         if self.fill.needs_wakeup() && self.filled > 0 {

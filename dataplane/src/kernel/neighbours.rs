@@ -155,7 +155,8 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
                         return;
                     }
                     hear = Some(Instant::now() + PAUSE);
-                    self.ask_for_wanted().await
+                    self.ask_for_wanted().await;
+                    Ok(())
                 }
                 () = until(hear), if hear.is_some() => { hear = None; Ok(()) }
                 () = until(read), if read.is_some() => { read = None; self.read_routes().await }
@@ -170,7 +171,7 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
     async fn look(&mut self) -> Result<(), rtnetlink::Error> {
         let neighbours: Vec<_> = self.handle.neighbours().get().execute().try_collect().await?;
         for neighbour in &neighbours {
-            self.neighbour(neighbour).await?;
+            self.neighbour(neighbour).await;
         }
         self.read_routes().await
     }
@@ -179,7 +180,7 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
     async fn event(&mut self, event: NetlinkPayload<RouteNetlinkMessage>) -> Result<bool, rtnetlink::Error> {
         match event {
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(neighbour)) => {
-                self.neighbour(&neighbour).await?;
+                self.neighbour(&neighbour).await;
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour)) => {
                 if let Some((address, _)) = self.on_uplink(&neighbour) {
@@ -200,8 +201,8 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
     }
 
     /// A neighbour is new, or has changed its state.
-    async fn neighbour(&mut self, neighbour: &NeighbourMessage) -> Result<(), rtnetlink::Error> {
-        let Some((address, mac)) = self.on_uplink(neighbour) else { return Ok(()) };
+    async fn neighbour(&mut self, neighbour: &NeighbourMessage) {
+        let Some((address, mac)) = self.on_uplink(neighbour) else { return };
         match (neighbour.header.state, mac) {
             (NeighbourState::Failed, _) => {
                 self.shared.neighbours.forget(Addr::from(address));
@@ -212,27 +213,28 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
             (state, Some(mac)) => {
                 self.shared.neighbours.learn(Addr::from(address), mac);
                 if state == NeighbourState::Stale && self.asked.contains(&address) {
-                    self.ask(address).await?;
+                    self.ask(address).await;
                 }
             }
         }
-        Ok(())
     }
 
-    async fn ask_for_wanted(&mut self) -> Result<(), rtnetlink::Error> {
+    async fn ask_for_wanted(&mut self) {
         let mut wanted = Vec::new();
         self.shared.neighbours.take_wanted(|address| wanted.push(IpAddr::from(address)));
         for address in wanted {
             self.asked.insert(address);
-            self.ask(address).await?;
+            self.ask(address).await;
         }
-        Ok(())
     }
 
     /// Has the kernel do as if it were about to send something to the address.
-    async fn ask(&self, address: IpAddr) -> Result<(), rtnetlink::Error> {
+    async fn ask(&self, address: IpAddr) {
         let request = self.handle.neighbours().add(self.index, address).replace();
-        request.state(NeighbourState::None).flags(NeighbourFlags::Use).execute().await
+        let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use);
+        if let Err(error) = request.execute().await {
+            tracing::warn!("asking for the neighbour {address}: {error}");
+        }
     }
 
     /// Address and MAC of a neighbour, if it is one on the uplink.
@@ -244,10 +246,10 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
         for attribute in &neighbour.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(to)) => {
-                    address = Some(IpAddr::V4(*to))
+                    address = Some(IpAddr::V4(*to));
                 }
                 NeighbourAttribute::Destination(NeighbourAddress::Inet6(to)) => {
-                    address = Some(IpAddr::V6(*to))
+                    address = Some(IpAddr::V6(*to));
                 }
                 NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
                 _ => {}
