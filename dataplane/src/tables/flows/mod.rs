@@ -12,6 +12,7 @@ mod storage;
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use crate::batch::Key;
 use crate::rcu::Epochs;
@@ -219,8 +220,14 @@ impl<F: Family> FlowTable<F> {
     }
 
     /// Calls `visit` with every live flow. For threads that take part in the epochs.
-    pub fn for_each(&self, mut visit: impl FnMut(FlowRef)) {
-        for bucket in 0..self.index.len() {
+    pub fn for_each(&self, visit: impl FnMut(FlowRef)) {
+        self.for_each_in(0..self.buckets(), visit);
+    }
+
+    /// Calls `visit` with every live flow whose original direction is in one of these buckets: for those who
+    /// go through the table in pieces, so that nobody waits for them long.
+    pub fn for_each_in(&self, buckets: Range<usize>, mut visit: impl FnMut(FlowRef)) {
+        for bucket in buckets {
             self.index.originals(bucket).for_each(&mut visit);
         }
     }
