@@ -27,7 +27,8 @@ pub enum Program {
 }
 
 /// What becomes of our frames while their queue has no socket.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WhenUnbound {
     /// They are dropped.
     #[default]
@@ -37,7 +38,8 @@ pub enum WhenUnbound {
 }
 
 /// How the program is to be attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum XdpMode {
     /// Native, or generic where the driver does not take it.
     #[default]
