@@ -6,12 +6,19 @@
 
 pub mod batch;
 pub mod clock;
+#[cfg(feature = "af-xdp")]
+pub mod config;
+pub mod dataplane;
 pub mod engine;
 pub mod io;
 pub mod kernel;
+mod latency;
 pub mod path;
+pub mod persist;
+pub mod ports;
 mod prefetch;
 pub mod rcu;
+pub mod rpc;
 pub mod stages;
 pub mod stats;
 mod sync;

@@ -1,2 +1,136 @@
-//! Wirelane.
-fn main() {}
+//! `wirelane-dataplane`: puts the parts together, and runs until it is told to stop.
+
+mod privileges;
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use wirelane_dataplane::config::{Arguments, Config};
+use wirelane_dataplane::dataplane::Dataplane;
+use wirelane_dataplane::engine::{Shared, Sizes};
+use wirelane_dataplane::kernel::neighbours::Follower;
+use wirelane_dataplane::persist;
+use wirelane_dataplane::ports::af_xdp::{self, AfXdpPorts, Node};
+use wirelane_dataplane::rpc::RpcSocket;
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let config = Config::load(&arguments.config)?;
+    if arguments.cleanup {
+        return cleanup(&config, &arguments.runtime_dir);
+    }
+    abort_on_panic();
+    run(&config, &arguments.runtime_dir)
+}
+
+/// In this order, which matters:
+fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
+    // The socket is the lock: two dataplanes must not have the same interfaces.
+    make_runtime_dir(runtime_dir).with_context(|| runtime_dir.display().to_string())?;
+    let socket = runtime_dir.join(SOCKET);
+    let socket = RpcSocket::bind(&socket).with_context(|| socket.display().to_string())?;
+
+    // Memory and sockets. What an earlier run has left goes on holding our traffic back, or passing it.
+    let Node { ports, fixed, uplink } = AfXdpPorts::open_node(config)?;
+    let shared = Shared::new(&Sizes {
+        workers: config.workers,
+        flows_v4: config.flows,
+        flows_v6: config.flows,
+        // Nobody outside can know it, nor aim at a bucket.
+        seed: RandomState::new().hash_one(std::process::id()),
+    })
+    .context("no memory for the flow tables")?;
+
+    // The saved tables are live, and the uplink steers by them, before anybody could send others.
+    let path = runtime_dir.join(TABLES);
+    let saved = persist::load(&path).unwrap_or_else(|error| {
+        tracing::error!(path = %path.display(), %error, "the saved tables are ignored");
+        None
+    });
+    let (saver, saving) = persist::saver(&path, &saved.clone().unwrap_or_default());
+    let dataplane = Arc::new(Dataplane::new(shared.clone(), ports, fixed, saved, saver));
+    dataplane.ports().remove_leftovers();
+
+    // No thread before this, no privilege after it.
+    privileges::drop_privileges().context("dropping privileges")?;
+    let saving = saving.start()?;
+    let follower = Follower::start(&uplink, shared.clone(), {
+        // Weak, since the dataplane is to end before what it tells.
+        let dataplane = Arc::downgrade(&dataplane);
+        move |routes| {
+            if let Some(dataplane) = dataplane.upgrade() {
+                dataplane.set_uplink(routes);
+            }
+        }
+    })?;
+    dataplane.ports().start(&shared, &follower.bell())?;
+
+    // One thread for calls, others where a call has to wait.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let served = runtime.block_on(async {
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let serve = socket.serve(dataplane.clone());
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        tracing::info!(uplink = config.uplink, workers = config.workers, "ready");
+        tokio::select! {
+            served = serve => return served,
+            _ = terminate.recv() => tracing::info!("SIGTERM: ending"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: ending"),
+        }
+        Ok(())
+    });
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+
+    // Calls first, since they need workers; then the workers; then what is still to be saved. The steering
+    // programs stay: they know what becomes of our traffic now.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    dataplane.ports().stop();
+    drop(follower);
+    drop(dataplane);
+    saving.join().map_err(|_| anyhow::anyhow!("the saver has panicked"))?;
+    served
+}
+
+const SOCKET: &str = "dataplane.sock";
+const TABLES: &str = "tables.bin";
+
+fn make_runtime_dir(path: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))
+}
+
+/// A thread that panics leaves a queue that nobody serves, or a lock that nobody can take. Better to be
+/// started anew, with the saved tables.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+fn cleanup(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
+    // Refuses while a dataplane runs.
+    let socket = runtime_dir.join(SOCKET);
+    if socket.exists() {
+        drop(RpcSocket::bind(&socket).with_context(|| socket.display().to_string())?);
+    }
+    af_xdp::cleanup(config)?;
+    match fs::remove_file(runtime_dir.join(TABLES)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}

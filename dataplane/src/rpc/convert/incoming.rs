@@ -1,0 +1,473 @@
+//! From the contract's messages to the tables' objects: the checks.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+
+use hashbrown::HashSet;
+use ipnet::IpNet;
+use wirelane_proto::v1;
+use wirelane_proto::v1::object::Object as Kind;
+
+use crate::dataplane::Attachment;
+use crate::tables::objects::{
+    Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Node, Object, ObjectKey, Pod, Policy,
+    PortRange, Rule, Service, ServicePort,
+};
+use crate::wire::ethernet::{Mac, is_group};
+use crate::wire::{Addr, proto};
+
+/// A field that cannot be meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct Invalid {
+    /// Its path, such as `ports[0].frontends[1].address`.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// An object, or the name of one, that cannot be meant.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{:?} {}: {invalid}", object.kind(), object.name)]
+pub struct InvalidObject {
+    /// Its name, as it was given.
+    pub object: v1::ObjectRef,
+    /// The field at fault.
+    pub invalid: Invalid,
+}
+
+impl From<InvalidObject> for v1::ApplyError {
+    fn from(InvalidObject { object, invalid }: InvalidObject) -> v1::ApplyError {
+        v1::ApplyError {
+            code: v1::apply_error::Code::InvalidObject.into(),
+            object: Some(object),
+            field: invalid.field,
+            reason: invalid.reason,
+        }
+    }
+}
+
+/// An object of the tables.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn object(message: &v1::Object) -> Result<Object, InvalidObject> {
+    let object = match &message.object {
+        Some(Kind::LocalNode(message)) => local_node(message).map(Object::LocalNode),
+        Some(Kind::Node(message)) => node(message).map(Object::Node),
+        Some(Kind::Pod(message)) => pod(message).map(Object::Pod),
+        Some(Kind::Identity(message)) => identity(message).map(Object::Identity),
+        Some(Kind::Service(message)) => service(message).map(Object::Service),
+        Some(Kind::Policy(message)) => policy(message).map(Object::Policy),
+        None => Err(Invalid::new("object", "is of no kind that this dataplane knows")),
+    };
+    object.map_err(|invalid| InvalidObject { object: reference_of(message), invalid })
+}
+
+/// The name of an object of the tables.
+///
+/// # Errors
+/// When nothing can have this name.
+pub fn key(reference: &v1::ObjectRef) -> Result<ObjectKey, InvalidObject> {
+    let text = &reference.name;
+    let key = match v1::Kind::try_from(reference.kind) {
+        Ok(v1::Kind::LocalNode) if text.is_empty() => Ok(ObjectKey::LocalNode),
+        Ok(v1::Kind::LocalNode) => Err(Invalid::new("name", "is not empty: there is one LocalNode")),
+        Ok(v1::Kind::Node) => name("name", text).map(ObjectKey::Node),
+        Ok(v1::Kind::Pod) => full_name("name", text).map(ObjectKey::Pod),
+        Ok(v1::Kind::Identity) => match text.parse() {
+            Ok(id) => Ok(ObjectKey::Identity(id)),
+            Err(_) => Err(Invalid::new("name", "is no number")),
+        },
+        Ok(v1::Kind::Service) => full_name("name", text).map(ObjectKey::Service),
+        Ok(v1::Kind::Policy) => full_name("name", text).map(ObjectKey::Policy),
+        Ok(v1::Kind::Unspecified) | Err(_) => Err(Invalid::new("kind", "is none that this dataplane knows")),
+    };
+    key.map_err(|invalid| InvalidObject { object: reference.clone(), invalid })
+}
+
+/// What a pod's port is attached as.
+///
+/// # Errors
+/// The first field that is wrong.
+pub fn attachment(message: &v1::AttachPortRequest) -> Result<Attachment, Invalid> {
+    let interface = &message.interface;
+    // net/core/dev.c: dev_valid_name()
+    let is_valid = (1..16).contains(&interface.len())
+        && interface.bytes().all(|c| c.is_ascii_graphic() && !b"/:".contains(&c))
+        && ![".", ".."].contains(&interface.as_str());
+    if !is_valid {
+        return Err(Invalid::new("interface", format!("{interface:?} is no name of an interface")));
+    }
+    let addresses = one_per_family("addresses", &message.addresses)?;
+    if addresses.is_empty() {
+        return Err(Invalid::new("addresses", "has none"));
+    }
+    Ok(Attachment {
+        interface: interface.clone(),
+        pod: full_name("pod", &message.pod)?,
+        mac: mac("mac", &message.mac)?,
+        addresses,
+    })
+}
+
+/// The pod that a port belongs to.
+///
+/// # Errors
+/// When it is no "namespace/name".
+pub fn pod_name(text: &str) -> Result<String, Invalid> {
+    full_name("pod", text)
+}
+
+/// An address to look for; `None` where none is given.
+///
+/// # Errors
+/// When it has the length of none.
+pub fn filter_address(bytes: &[u8]) -> Result<Option<Addr>, Invalid> {
+    if bytes.is_empty() { Ok(None) } else { address("address", bytes).map(Some) }
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, reason: impl Into<String>) -> Invalid {
+        Invalid { field: field.into(), reason: reason.into() }
+    }
+
+    /// The same, seen from one message further out.
+    fn within(self, outer: impl Display) -> Invalid {
+        Invalid { field: format!("{outer}.{}", self.field), ..self }
+    }
+}
+
+/// The name that a message gives its object, right or wrong.
+fn reference_of(message: &v1::Object) -> v1::ObjectRef {
+    let (kind, name) = match &message.object {
+        Some(Kind::LocalNode(_)) => (v1::Kind::LocalNode, String::new()),
+        Some(Kind::Node(node)) => (v1::Kind::Node, node.name.clone()),
+        Some(Kind::Pod(pod)) => (v1::Kind::Pod, spelled(&pod.namespace, &pod.name)),
+        Some(Kind::Identity(identity)) => (v1::Kind::Identity, identity.id.to_string()),
+        Some(Kind::Service(service)) => (v1::Kind::Service, spelled(&service.namespace, &service.name)),
+        Some(Kind::Policy(policy)) => (v1::Kind::Policy, spelled(&policy.namespace, &policy.name)),
+        None => (v1::Kind::Unspecified, String::new()),
+    };
+    v1::ObjectRef { kind: kind.into(), name }
+}
+
+fn spelled(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.into() } else { format!("{namespace}/{name}") }
+}
+
+fn local_node(message: &v1::LocalNode) -> Result<LocalNode, Invalid> {
+    let pod_cidrs = list("pod_cidrs", &message.pod_cidrs, pod_cidr)?;
+    if let [a, b, ..] = pod_cidrs[..]
+        && (pod_cidrs.len() > 2 || a.addr().is_ipv4() == b.addr().is_ipv4())
+    {
+        return Err(Invalid::new("pod_cidrs", "has more than one of a family"));
+    }
+    // IPv6 needs links of 1280 bytes (RFC 8200, 5).
+    let pod_mtu = number("pod_mtu", message.pod_mtu, 1280, 65_535)? as u16;
+    Ok(LocalNode {
+        name: name("name", &message.name)?,
+        addresses: one_per_family("addresses", &message.addresses)?,
+        pod_cidrs,
+        service_cidrs: list("service_cidrs", &message.service_cidrs, cidr)?,
+        vxlan_port: port("vxlan_port", message.vxlan_port)?,
+        vni: number("vni", message.vni, 0, (1 << 24) - 1)?,
+        pod_mtu,
+    })
+}
+
+fn node(message: &v1::Node) -> Result<Node, Invalid> {
+    Ok(Node {
+        name: name("name", &message.name)?,
+        addresses: addresses("addresses", &message.addresses)?,
+        pod_cidrs: list("pod_cidrs", &message.pod_cidrs, cidr)?,
+        vtep_mac: mac("vtep_mac", &message.vtep_mac)?,
+    })
+}
+
+fn pod(message: &v1::Pod) -> Result<Pod, Invalid> {
+    Ok(Pod {
+        name: join(&message.namespace, &message.name)?,
+        addresses: addresses("addresses", &message.addresses)?,
+        node: optional("node", &message.node, name)?,
+        identity: identity_id("identity", message.identity)?,
+    })
+}
+
+fn identity(message: &v1::Identity) -> Result<Identity, Invalid> {
+    Ok(Identity {
+        id: identity_id("id", message.id)?,
+        namespace: name("namespace", &message.namespace)?,
+        labels: message.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+    })
+}
+
+fn service(message: &v1::Service) -> Result<Service, Invalid> {
+    let ports = list("ports", &message.ports, service_port)?;
+    distinct(&ports)?;
+    Ok(Service {
+        name: join(&message.namespace, &message.name)?,
+        ports,
+        affinity_seconds: message.affinity_seconds,
+    })
+}
+
+/// No two ports of a Service may have the same name, nor two frontends be the same.
+fn distinct(ports: &[ServicePort]) -> Result<(), Invalid> {
+    let (mut names, mut frontends) = (HashSet::new(), HashSet::new());
+    for (n, port) in ports.iter().enumerate() {
+        if !names.insert((&port.name, port.proto)) {
+            let reason = format!("{:?} is the name of another port of the same protocol", port.name);
+            return Err(Invalid::new(format!("ports[{n}].name"), reason));
+        }
+        for (m, frontend) in port.frontends.iter().enumerate() {
+            if !frontends.insert((frontend.address, frontend.port, port.proto)) {
+                return Err(Invalid::new(format!("ports[{n}].frontends[{m}]"), "is there twice"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn service_port(message: &v1::ServicePort) -> Result<ServicePort, Invalid> {
+    let name = &message.name;
+    if !name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-') {
+        return Err(Invalid::new("name", format!("{name:?} is no name of a port")));
+    }
+    let backends = list("backends", &message.backends, backend)?;
+    let mut seen = HashSet::new();
+    if let Some(n) = backends.iter().position(|backend| !seen.insert((backend.address, backend.port))) {
+        return Err(Invalid::new(format!("backends[{n}]"), "is there twice"));
+    }
+    Ok(ServicePort {
+        name: name.clone(),
+        proto: protocol("protocol", message.protocol)?,
+        frontends: list("frontends", &message.frontends, frontend)?,
+        backends,
+    })
+}
+
+fn frontend(message: &v1::Frontend) -> Result<Frontend, Invalid> {
+    let kind = match v1::frontend::Kind::try_from(message.kind) {
+        Ok(v1::frontend::Kind::ClusterIp) => FrontendKind::ClusterIp,
+        Ok(v1::frontend::Kind::NodePort) => FrontendKind::NodePort,
+        Ok(v1::frontend::Kind::ExternalIp) => FrontendKind::ExternalIp,
+        Ok(v1::frontend::Kind::LoadBalancer) => FrontendKind::LoadBalancer,
+        Ok(v1::frontend::Kind::Unspecified) | Err(_) => {
+            return Err(Invalid::new("kind", "is none that this dataplane knows"));
+        }
+    };
+    let address = match kind {
+        FrontendKind::NodePort if message.address.is_empty() => None,
+        FrontendKind::NodePort => {
+            return Err(Invalid::new("address", "is not empty: a node port is on every address of the node"));
+        }
+        _ => Some(address("address", &message.address)?),
+    };
+    Ok(Frontend { kind, address, port: port("port", message.port)? })
+}
+
+fn backend(message: &v1::Backend) -> Result<Backend, Invalid> {
+    Ok(Backend {
+        address: address("address", &message.address)?,
+        port: port("port", message.port)?,
+        pod: optional("pod", &message.pod, full_name)?,
+        node: optional("node", &message.node, name)?,
+    })
+}
+
+fn policy(message: &v1::Policy) -> Result<Policy, Invalid> {
+    Ok(Policy {
+        name: join(&message.namespace, &message.name)?,
+        subjects: identity_ids("subjects", &message.subjects)?,
+        isolates_ingress: message.isolates_ingress,
+        isolates_egress: message.isolates_egress,
+        ingress: list("ingress", &message.ingress, rule)?,
+        egress: list("egress", &message.egress, rule)?,
+    })
+}
+
+fn rule(message: &v1::Rule) -> Result<Rule, Invalid> {
+    if message.any_peer && !(message.peer_identities.is_empty() && message.peer_blocks.is_empty()) {
+        return Err(Invalid::new("any_peer", "is set beside peers: is it everyone, or these?"));
+    }
+    Ok(Rule {
+        index: message.index,
+        subjects: identity_ids("subjects", &message.subjects)?,
+        any_peer: message.any_peer,
+        peer_identities: identity_ids("peer_identities", &message.peer_identities)?,
+        peer_blocks: list("peer_blocks", &message.peer_blocks, ip_block)?,
+        ports: list("ports", &message.ports, port_range)?,
+    })
+}
+
+fn ip_block(message: &v1::IpBlock) -> Result<IpBlock, Invalid> {
+    let range = message.cidr.as_ref().ok_or_else(|| Invalid::new("cidr", "is missing"))?;
+    let range = cidr(range).map_err(|invalid| invalid.within("cidr"))?;
+    let except = list("except", &message.except, cidr)?;
+    // Kubernetes has it so; a hole elsewhere is a mistake that would let somebody in.
+    if let Some(n) = except.iter().position(|hole| !range.contains(hole)) {
+        return Err(Invalid::new(format!("except[{n}]"), format!("is not within {range}")));
+    }
+    Ok(IpBlock { cidr: range, except })
+}
+
+fn port_range(message: &v1::PortRange) -> Result<PortRange, Invalid> {
+    let first = number("first", message.first, 0, 65_535)? as u16;
+    let last = number("last", message.last, 0, 65_535)? as u16;
+    if first > last {
+        return Err(Invalid::new("last", format!("is {last}, which is before the first port, {first}")));
+    }
+    Ok(PortRange { proto: protocol("protocol", message.protocol)?, first, last })
+}
+
+/// A range of pods: its first address is the network's, its second the gateway's.
+fn pod_cidr(message: &v1::Cidr) -> Result<IpNet, Invalid> {
+    let cidr = cidr(message)?;
+    if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
+        return Err(Invalid::new(
+            "prefix_len",
+            format!("{cidr} has no room for a gateway address and a pod"),
+        ));
+    }
+    Ok(cidr)
+}
+
+fn cidr(message: &v1::Cidr) -> Result<IpNet, Invalid> {
+    let address = bytes_of_address("address", &message.address)?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let prefix_len = number("prefix_len", message.prefix_len, 0, most)? as u8;
+    let cidr = IpNet::new(address, prefix_len).expect("the length was checked");
+    if cidr.network() != address {
+        return Err(Invalid::new("address", format!("{cidr} has bits after its prefix")));
+    }
+    Ok(cidr)
+}
+
+/// At most one of each family.
+fn one_per_family(field: &str, list: &[Vec<u8>]) -> Result<Vec<Addr>, Invalid> {
+    let addresses = addresses(field, list)?;
+    if let [a, b, ..] = addresses[..]
+        && (addresses.len() > 2 || a.is_v4() == b.is_v4())
+    {
+        return Err(Invalid::new(field, "has more than one of a family"));
+    }
+    Ok(addresses)
+}
+
+fn addresses(field: &str, list: &[Vec<u8>]) -> Result<Vec<Addr>, Invalid> {
+    let mut addresses = Vec::with_capacity(list.len());
+    for (n, bytes) in list.iter().enumerate() {
+        let address = address(&format!("{field}[{n}]"), bytes)?;
+        if addresses.contains(&address) {
+            return Err(Invalid::new(format!("{field}[{n}]"), format!("{address} is there twice")));
+        }
+        addresses.push(address);
+    }
+    Ok(addresses)
+}
+
+/// An address that can be that of one machine.
+fn address(field: &str, bytes: &[u8]) -> Result<Addr, Invalid> {
+    let address = Addr::from(bytes_of_address(field, bytes)?);
+    if address.is_martian() {
+        return Err(Invalid::new(field, format!("{address} can be no connection's")));
+    }
+    Ok(address)
+}
+
+/// An address, or the first of a range.
+fn bytes_of_address(field: &str, bytes: &[u8]) -> Result<IpAddr, Invalid> {
+    let invalid = |reason: String| Err(Invalid::new(field, reason));
+    match Addr::from_slice(bytes) {
+        None => invalid(format!("has {} bytes, not 4 or 16", bytes.len())),
+        Some(address) if address.is_v4() && bytes.len() == 16 => {
+            invalid(format!("{address} is an IPv4 address in 16 bytes"))
+        }
+        Some(address) => Ok(address.into()),
+    }
+}
+
+fn mac(field: &str, bytes: &[u8]) -> Result<Mac, Invalid> {
+    match Mac::try_from(bytes) {
+        Ok(mac) if mac == Mac::default() || is_group(&mac) => {
+            Err(Invalid::new(field, "can be no interface's MAC address"))
+        }
+        Ok(mac) => Ok(mac),
+        Err(_) => Err(Invalid::new(field, format!("has {} bytes, not 6", bytes.len()))),
+    }
+}
+
+fn protocol(field: &str, number: i32) -> Result<u8, Invalid> {
+    match v1::Protocol::try_from(number) {
+        Ok(v1::Protocol::Tcp) => Ok(proto::TCP),
+        Ok(v1::Protocol::Udp) => Ok(proto::UDP),
+        Ok(v1::Protocol::Sctp) => Ok(proto::SCTP),
+        Ok(v1::Protocol::Unspecified) | Err(_) => {
+            Err(Invalid::new(field, "is none that this dataplane knows"))
+        }
+    }
+}
+
+fn port(field: &str, value: u32) -> Result<u16, Invalid> {
+    Ok(number(field, value, 1, 65_535)? as u16)
+}
+
+fn number(field: &str, value: u32, least: u32, most: u32) -> Result<u32, Invalid> {
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(Invalid::new(field, format!("is {value}, not in {least}..{most}")))
+    }
+}
+
+fn identity_id(field: &str, id: u32) -> Result<u32, Invalid> {
+    if id == 0 { Err(Invalid::new(field, "is 0, which is nobody's identity")) } else { Ok(id) }
+}
+
+fn identity_ids(field: &str, ids: &[u32]) -> Result<Vec<u32>, Invalid> {
+    ids.iter().enumerate().map(|(n, id)| identity_id(&format!("{field}[{n}]"), *id)).collect()
+}
+
+/// A name of one part.
+fn name(field: &str, text: &str) -> Result<String, Invalid> {
+    if text.is_empty() {
+        return Err(Invalid::new(field, "is empty"));
+    }
+    // The longest name in Kubernetes: a DNS subdomain (RFC 1123).
+    if text.len() > 253 || !text.bytes().all(|c| c.is_ascii_graphic() && c != b'/') {
+        return Err(Invalid::new(field, format!("{text:?} is no name")));
+    }
+    Ok(text.into())
+}
+
+/// "namespace/name".
+fn full_name(field: &str, text: &str) -> Result<String, Invalid> {
+    match text.split_once('/') {
+        Some((namespace, own)) if name("", namespace).is_ok() && name("", own).is_ok() => Ok(text.into()),
+        _ => Err(Invalid::new(field, format!("{text:?} is no \"namespace/name\""))),
+    }
+}
+
+/// A name, or nothing.
+fn optional(
+    field: &str,
+    text: &str,
+    parse: impl FnOnce(&str, &str) -> Result<String, Invalid>,
+) -> Result<String, Invalid> {
+    if text.is_empty() { Ok(String::new()) } else { parse(field, text) }
+}
+
+/// "namespace/name" of its two parts.
+fn join(namespace: &str, own: &str) -> Result<String, Invalid> {
+    Ok(format!("{}/{}", name("namespace", namespace)?, name("name", own)?))
+}
+
+fn list<T, U>(
+    field: &str,
+    messages: &[T],
+    parse: impl Fn(&T) -> Result<U, Invalid>,
+) -> Result<Vec<U>, Invalid> {
+    let within = |n: usize| move |invalid: Invalid| invalid.within(format_args!("{field}[{n}]"));
+    messages.iter().enumerate().map(|(n, message)| parse(message).map_err(within(n))).collect()
+}

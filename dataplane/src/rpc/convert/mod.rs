@@ -1,0 +1,16 @@
+//! Between the contract's messages and the tables' objects.
+//!
+//! Everything that comes in is checked here, field by field, and nothing that prost has generated goes further
+//! in. What an object says by itself is judged; whether two objects fit together is the control process's
+//! affair, and the tables have a defined answer to it either way.
+
+mod incoming;
+mod outgoing;
+#[cfg(test)]
+mod tests;
+
+pub use incoming::{Invalid, InvalidObject, attachment, filter_address, key, object, pod_name};
+pub use outgoing::{
+    address_messages, attachment_message, backend_message, frontend_message, key_message, object_message,
+    protocol_message,
+};

@@ -1,0 +1,171 @@
+//! From the tables' objects to the contract's messages.
+
+use ipnet::IpNet;
+use wirelane_proto::v1;
+use wirelane_proto::v1::object::Object as Kind;
+
+use crate::dataplane::Attachment;
+use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Rule, ServicePort};
+use crate::wire::{Addr, proto};
+
+/// An object as the contract has it.
+pub fn object_message(object: &Object) -> v1::Object {
+    let object = match object {
+        Object::LocalNode(node) => Kind::LocalNode(v1::LocalNode {
+            name: node.name.clone(),
+            addresses: address_messages(&node.addresses),
+            pod_cidrs: node.pod_cidrs.iter().map(cidr_message).collect(),
+            service_cidrs: node.service_cidrs.iter().map(cidr_message).collect(),
+            vxlan_port: node.vxlan_port.into(),
+            vni: node.vni,
+            pod_mtu: node.pod_mtu.into(),
+        }),
+        Object::Node(node) => Kind::Node(v1::Node {
+            name: node.name.clone(),
+            addresses: address_messages(&node.addresses),
+            pod_cidrs: node.pod_cidrs.iter().map(cidr_message).collect(),
+            vtep_mac: node.vtep_mac.to_vec(),
+        }),
+        Object::Pod(pod) => {
+            let (namespace, name) = split(&pod.name);
+            Kind::Pod(v1::Pod {
+                namespace,
+                name,
+                addresses: address_messages(&pod.addresses),
+                node: pod.node.clone(),
+                identity: pod.identity,
+            })
+        }
+        Object::Identity(identity) => Kind::Identity(v1::Identity {
+            id: identity.id,
+            namespace: identity.namespace.clone(),
+            labels: identity.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        }),
+        Object::Service(service) => {
+            let (namespace, name) = split(&service.name);
+            Kind::Service(v1::Service {
+                namespace,
+                name,
+                ports: service.ports.iter().map(service_port_message).collect(),
+                affinity_seconds: service.affinity_seconds,
+            })
+        }
+        Object::Policy(policy) => {
+            let (namespace, name) = split(&policy.name);
+            Kind::Policy(v1::Policy {
+                namespace,
+                name,
+                subjects: policy.subjects.clone(),
+                isolates_ingress: policy.isolates_ingress,
+                isolates_egress: policy.isolates_egress,
+                ingress: policy.ingress.iter().map(rule_message).collect(),
+                egress: policy.egress.iter().map(rule_message).collect(),
+            })
+        }
+    };
+    v1::Object { object: Some(object) }
+}
+
+/// The name of an object as the contract has it.
+pub fn key_message(key: &ObjectKey) -> v1::ObjectRef {
+    let (kind, name) = match key {
+        ObjectKey::LocalNode => (v1::Kind::LocalNode, String::new()),
+        ObjectKey::Node(name) => (v1::Kind::Node, name.clone()),
+        ObjectKey::Pod(name) => (v1::Kind::Pod, name.clone()),
+        ObjectKey::Identity(id) => (v1::Kind::Identity, id.to_string()),
+        ObjectKey::Service(name) => (v1::Kind::Service, name.clone()),
+        ObjectKey::Policy(name) => (v1::Kind::Policy, name.clone()),
+    };
+    v1::ObjectRef { kind: kind.into(), name }
+}
+
+/// An attachment as the contract has it.
+pub fn attachment_message(attachment: &Attachment) -> v1::AttachPortRequest {
+    v1::AttachPortRequest {
+        interface: attachment.interface.clone(),
+        pod: attachment.pod.clone(),
+        mac: attachment.mac.to_vec(),
+        addresses: address_messages(&attachment.addresses),
+    }
+}
+
+/// Addresses as the contract has them.
+pub fn address_messages(addresses: &[Addr]) -> Vec<Vec<u8>> {
+    addresses.iter().map(|address| address.to_vec()).collect()
+}
+
+/// A frontend as the contract has it.
+pub fn frontend_message(frontend: &Frontend) -> v1::Frontend {
+    let kind = match frontend.kind {
+        FrontendKind::ClusterIp => v1::frontend::Kind::ClusterIp,
+        FrontendKind::NodePort => v1::frontend::Kind::NodePort,
+        FrontendKind::ExternalIp => v1::frontend::Kind::ExternalIp,
+        FrontendKind::LoadBalancer => v1::frontend::Kind::LoadBalancer,
+    };
+    let address = frontend.address.map(Addr::to_vec).unwrap_or_default();
+    v1::Frontend { kind: kind.into(), address, port: frontend.port.into() }
+}
+
+/// A backend as the contract has it.
+pub fn backend_message(backend: &Backend) -> v1::Backend {
+    v1::Backend {
+        address: backend.address.to_vec(),
+        port: backend.port.into(),
+        pod: backend.pod.clone(),
+        node: backend.node.clone(),
+    }
+}
+
+/// A protocol as the contract has it.
+pub fn protocol_message(number: u8) -> v1::Protocol {
+    match number {
+        proto::TCP => v1::Protocol::Tcp,
+        proto::UDP => v1::Protocol::Udp,
+        proto::SCTP => v1::Protocol::Sctp,
+        _ => v1::Protocol::Unspecified,
+    }
+}
+
+fn service_port_message(port: &ServicePort) -> v1::ServicePort {
+    v1::ServicePort {
+        name: port.name.clone(),
+        protocol: protocol_message(port.proto).into(),
+        frontends: port.frontends.iter().map(frontend_message).collect(),
+        backends: port.backends.iter().map(backend_message).collect(),
+    }
+}
+
+fn rule_message(rule: &Rule) -> v1::Rule {
+    v1::Rule {
+        index: rule.index,
+        subjects: rule.subjects.clone(),
+        any_peer: rule.any_peer,
+        peer_identities: rule.peer_identities.clone(),
+        peer_blocks: rule
+            .peer_blocks
+            .iter()
+            .map(|block| v1::IpBlock {
+                cidr: Some(cidr_message(&block.cidr)),
+                except: block.except.iter().map(cidr_message).collect(),
+            })
+            .collect(),
+        ports: rule
+            .ports
+            .iter()
+            .map(|range| v1::PortRange {
+                protocol: protocol_message(range.proto).into(),
+                first: range.first.into(),
+                last: range.last.into(),
+            })
+            .collect(),
+    }
+}
+
+fn cidr_message(cidr: &IpNet) -> v1::Cidr {
+    v1::Cidr { address: Addr::from(cidr.addr()).to_vec(), prefix_len: cidr.prefix_len().into() }
+}
+
+fn split(full_name: &str) -> (String, String) {
+    let (namespace, name) = full_name.split_once('/').unwrap_or(("", full_name));
+    (namespace.into(), name.into())
+}
