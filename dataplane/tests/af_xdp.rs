@@ -421,7 +421,7 @@ fn a_quiet_worker_of_a_hundred_pods_sleeps() {
     }
     let worker = node.run(|| {
         let (mut memory, pool) = XskMemory::new(16384, 2048).unwrap();
-        let worker = WorkerHandle::start(WorkerConfig::new(0), Wire::default(), pool).unwrap();
+        let worker = WorkerHandle::start(WorkerConfig::new(77), Wire::default(), pool).unwrap();
         for n in 0..PODS {
             let port = memory.open(&XskConfig::new(format!("pod{n}"), 0)).unwrap();
             worker.add_port(n, port).unwrap().unwrap();
@@ -432,7 +432,7 @@ fn a_quiet_worker_of_a_hundred_pods_sleeps() {
     let ticks = || -> u64 {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
         let stat = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
-        let stat = stat.filter(|stat| stat.contains("(worker-0)"));
+        let stat = stat.filter(|stat| stat.contains("(worker-77)"));
         stat.map(|stat| {
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
             fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
