@@ -145,7 +145,8 @@ async fn a_restarted_dataplane_is_noticed_without_a_change() {
     setup.live(first).await;
 
     drop(dataplane);
-    setup.link.wait_for(|link| !link.is_connected).await.unwrap();
+    let link = setup.link.clone();
+    until("its end is noticed", || !link.borrow().is_connected).await;
     // It comes back having forgotten everything.
     *setup.tables.lock().unwrap() = Tables::default();
     let _dataplane = setup.start_dataplane();

@@ -13,7 +13,10 @@ use netlink_packet_route::{
     link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::{
+    net::{AddressFamily, SocketType},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 use tokio::sync::oneshot;
 
 use super::ethtool;
@@ -56,9 +59,12 @@ pub fn host_interface(pod: &Name) -> String {
     format!("wl{:012x}", hash >> 16)
 }
 
-/// Whether there is an interface of this name.
+/// Whether there is an interface of this name. Not asked of /sys, which shows the network namespace that it was mounted
+/// in.
 pub(super) fn exists(interface: &str) -> bool {
-    std::fs::exists(format!("/sys/class/net/{interface}")).unwrap_or(true)
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
+    let index = socket.and_then(|socket| rustix::net::netdevice::name_to_index(socket, interface));
+    index != Err(rustix::io::Errno::NODEV)
 }
 
 /// Deletes the link of a pod, both ends. Succeeds when there is none.

@@ -176,6 +176,8 @@ struct Catalog {
     /// Who claims an object: the first in order of path, then of place in the file, has it.
     claims: HashMap<Key, BTreeSet<(Origin, usize)>>,
     known: HashMap<Key, (Object, Origin)>,
+    /// What is wrong with each file, as it was said last.
+    said: HashMap<Origin, Vec<Problem>>,
     /// Whether the last look could list the directory.
     is_complete: bool,
 }
@@ -218,19 +220,13 @@ impl Catalog {
             Ok(present) => present,
             Err(error) => {
                 // Nothing is gone for all we know.
-                let problem = problem(
-                    dir,
-                    dir.display().to_string(),
-                    Fault::new("", format!("cannot be read: {error}")),
-                );
-                let is_news = std::mem::replace(&mut self.is_complete, false) || self.files.is_empty();
-                return if is_news { vec![Event::Problems(origin(dir), vec![problem])] } else { Vec::new() };
+                self.is_complete = false;
+                let fault = Fault::new("", format!("cannot be read: {error}"));
+                return self.say(origin(dir), vec![problem(dir, String::new(), fault)]).into_iter().collect();
             }
         };
-        let mut batch = Vec::new();
-        if !std::mem::replace(&mut self.is_complete, true) {
-            batch.push(Event::Problems(origin(dir), Vec::new()));
-        }
+        self.is_complete = true;
+        let mut batch: Batch = self.say(origin(dir), Vec::new()).into_iter().collect();
 
         let mut touched = BTreeSet::new();
         let mut keys = BTreeSet::new();
@@ -259,8 +255,21 @@ impl Catalog {
             batch.extend(self.settle(key));
             touched.extend(self.claims.get(key).into_iter().flatten().map(|(path, _)| path.clone()));
         }
-        batch.extend(touched.iter().map(|path| Event::Problems(path.clone(), self.problems(path))));
+        for path in touched {
+            let problems = self.problems(&path);
+            batch.extend(self.say(path, problems));
+        }
         batch
+    }
+
+    /// Says what is wrong with a file, if that is news.
+    fn say(&mut self, path: Origin, problems: Vec<Problem>) -> Option<Event> {
+        let before = if problems.is_empty() {
+            self.said.remove(&path)
+        } else {
+            self.said.insert(path.clone(), problems.clone())
+        };
+        (before.unwrap_or_default() != problems).then_some(Event::Problems(path, problems))
     }
 
     fn is_settled(&self) -> bool {
@@ -392,7 +401,7 @@ impl Fingerprint {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (seconds, nanoseconds) = self.changed;
         let changed = Duration::new(seconds.unsigned_abs(), u32::try_from(nanoseconds).unwrap_or_default());
-        now.saturating_sub(changed) > SETTLED_AFTER
+        now.abs_diff(changed) > SETTLED_AFTER
     }
 }
 

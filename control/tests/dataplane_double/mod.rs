@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{
+    net::UnixListener,
+    runtime::{Builder, Runtime},
+};
 use tokio_stream::{Stream, StreamExt, wrappers::UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 use wirelane_control::compile::Ref;
@@ -32,24 +35,28 @@ pub struct Tables {
 
 pub type Shared = Arc<Mutex<Tables>>;
 
-/// A running server. Its connections break when it is dropped.
+/// A running server. Its connections break when it is dropped, as those of a process that is killed.
 pub struct Double {
-    server: JoinHandle<()>,
+    /// Holds the tasks of connections, too, which outlive the one that accepts them.
+    runtime: Option<Runtime>,
 }
 
 impl Double {
     pub fn start(socket: &Path, tables: &Shared) -> Self {
         _ = std::fs::remove_file(socket);
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _inside = runtime.enter();
         let listener = UnixListenerStream::new(UnixListener::bind(socket).unwrap());
         let service = DataplaneServer::new(Service { tables: tables.clone() });
         let server = Server::builder().add_service(service).serve_with_incoming(listener);
-        Self { server: tokio::spawn(async move { server.await.unwrap() }) }
+        runtime.spawn(async move { server.await.unwrap() });
+        Self { runtime: Some(runtime) }
     }
 }
 
 impl Drop for Double {
     fn drop(&mut self) {
-        self.server.abort();
+        self.runtime.take().unwrap().shutdown_background();
     }
 }
 

@@ -1,0 +1,426 @@
+//! From manifests to table objects: what the tables say for a given cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wirelane_control::{
+    compile::{Ref, Settings, compile_all},
+    problem::Problem,
+    source::manifest::{self, Format, Reading},
+    state::{State, Touched},
+};
+use wirelane_proto::v1::{self, object::Object};
+
+fn settings() -> Settings {
+    Settings {
+        node: "node1".into(),
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
+        vxlan_port: 4789,
+        vni: 4096,
+        uplink_mtu: 1500,
+    }
+}
+
+/// A compiled cluster.
+struct Compiled {
+    objects: BTreeMap<Ref, v1::Object>,
+    problems: Vec<Problem>,
+}
+
+impl Compiled {
+    fn of(manifests: &str) -> Self {
+        let mut state = State::default();
+        for reading in manifest::read(manifests, Format::Yaml) {
+            match reading {
+                Reading::Valid(object) => state.upsert(object, "test.yaml".into(), &mut Touched::default()),
+                invalid => panic!("{invalid:?}"),
+            }
+        }
+        let (objects, problems) = compile_all(&state, settings());
+        Self { objects, problems }
+    }
+
+    fn object(&self, kind: v1::Kind, name: &str) -> Option<&Object> {
+        self.objects.get(&Ref { kind, name: name.into() })?.object.as_ref()
+    }
+
+    fn service(&self, name: &str) -> &v1::Service {
+        match self.object(v1::Kind::Service, name) {
+            Some(Object::Service(service)) => service,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn policy(&self, name: &str) -> &v1::Policy {
+        match self.object(v1::Kind::Policy, name) {
+            Some(Object::Policy(policy)) => policy,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn local_node(&self) -> &v1::LocalNode {
+        match self.object(v1::Kind::LocalNode, "") {
+            Some(Object::LocalNode(node)) => node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn node(&self, name: &str) -> &v1::Node {
+        match self.object(v1::Kind::Node, name) {
+            Some(Object::Node(node)) => node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn pod(&self, name: &str) -> Option<&v1::Pod> {
+        match self.object(v1::Kind::Pod, name) {
+            Some(Object::Pod(pod)) => Some(pod),
+            _ => None,
+        }
+    }
+
+    /// The name of the pods that have an identity, by their `app` labels.
+    fn apps(&self, ids: &[u32]) -> BTreeSet<String> {
+        ids.iter()
+            .map(|id| match self.object(v1::Kind::Identity, &id.to_string()) {
+                Some(Object::Identity(identity)) => {
+                    format!("{}/{}", identity.namespace, identity.labels["app"])
+                }
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.problems
+            .iter()
+            .map(ToString::to_string)
+            // The settings of these tests name a node that most of them do not have.
+            .filter(|problem| !problem.starts_with("Node node1: "))
+            .collect()
+    }
+}
+
+fn backends(port: &v1::ServicePort) -> Vec<String> {
+    let address = |bytes: &[u8]| bytes.iter().map(ToString::to_string).collect::<Vec<_>>().join(".");
+    port.backends.iter().map(|backend| format!("{}:{}", address(&backend.address), backend.port)).collect()
+}
+
+const NODES: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: { name: node1 }
+spec: { podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24, "fd00:244:1::/64"] }
+status:
+  addresses:
+  - { type: Hostname, address: node1 }
+  - { type: InternalIP, address: 192.168.0.1 }
+  - { type: InternalIP, address: "fd00::1" }
+  - { type: InternalIP, address: 192.168.7.1 }
+---
+apiVersion: v1
+kind: Node
+metadata: { name: node2, annotations: { wirelane.io/vtep-mac: "02:00:00:00:00:02" } }
+spec: { podCIDRs: [10.244.2.0/24] }
+status: { addresses: [{ type: InternalIP, address: 192.168.0.2 }] }
+---
+apiVersion: v1
+kind: Node
+metadata: { name: node3 }
+spec: { podCIDR: 10.244.3.0/24 }
+status: { addresses: [{ type: InternalIP, address: 192.168.0.3 }] }
+"#;
+
+#[test]
+fn nodes() {
+    let compiled = Compiled::of(NODES);
+    assert!(compiled.problems().is_empty());
+    let local = compiled.local_node();
+    assert_eq!((local.pod_mtu, local.vni, local.vxlan_port), (1450, 4096, 4789));
+    assert_eq!(local.addresses.iter().map(Vec::len).collect::<Vec<_>>(), [4, 16]);
+    assert_eq!(local.addresses[0], [192, 168, 0, 1]);
+    assert_eq!(local.pod_cidrs.iter().map(|cidr| cidr.prefix_len).collect::<Vec<_>>(), [24, 64]);
+    assert_eq!(compiled.node("node2").vtep_mac, [2, 0, 0, 0, 0, 2]);
+    assert_eq!(compiled.node("node3").vtep_mac, [0x02, 0x57, 192, 168, 0, 3]);
+
+    // One tunnel over IPv6 is enough to make all packets smaller.
+    let compiled = Compiled::of(&NODES.replace("address: 192.168.0.3", "address: \"fd00::3\""));
+    assert_eq!(compiled.local_node().pod_mtu, 1430);
+    assert_eq!(compiled.node("node3").vtep_mac, [0x02, 0x57, 0, 0, 0, 3]);
+}
+
+#[test]
+fn nodes_that_collide() {
+    let compiled =
+        Compiled::of(&NODES.replace("192.168.0.3", "192.168.0.2").replace("10.244.3.0/24", "10.244.0.0/16"));
+    assert_eq!(
+        compiled.problems(),
+        [
+            "test.yaml: Node node3: status.addresses: 192.168.0.2 is already the address of Node node2",
+            "test.yaml: Node node3: spec.podCIDRs[0]: 10.244.0.0/16 overlaps with a pod CIDR of Node node2",
+            "test.yaml: Node node3: status.addresses: has no InternalIP: it cannot be reached",
+        ]
+        .map(String::from)
+    );
+    assert!(compiled.object(v1::Kind::Node, "node3").is_none());
+
+    let compiled = Compiled::of("{apiVersion: v1, kind: Namespace, metadata: {name: a}}");
+    assert_eq!(compiled.problems.len(), 1);
+    assert_eq!(
+        compiled.problems[0].to_string(),
+        "Node node1: is not there; this node forwards nothing until it is"
+    );
+}
+
+fn pod(name: &str, ip: &str, more: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{ name: {name}, namespace: x, labels: {{ app: {name} }} }}\n\
+         spec: {{ nodeName: node1, containers: [{{ name: c }}] }}\nstatus: {{ phase: Running, podIPs: [{{ ip: {ip} }}] }}\n"
+    )
+    .replace("phase: Running", &format!("phase: Running{more}"))
+}
+
+#[test]
+fn pods() {
+    let completed = pod("done", "10.244.1.9", "").replace("Running", "Succeeded");
+    let host = pod("host", "192.168.0.1", "").replace("nodeName", "hostNetwork: true, nodeName");
+    let compiled = Compiled::of(
+        &(pod("a", "10.244.1.9", "")
+            + &pod("b", "10.244.1.9", "")
+            + &pod("c", "\"fd00::9\"", "")
+            + &completed
+            + &host),
+    );
+    assert_eq!(
+        compiled.problems(),
+        ["test.yaml: Pod x/b: status.podIPs[0].ip: 10.244.1.9 is already the address of Pod x/a"]
+    );
+    let a = compiled.pod("x/a").unwrap();
+    assert_eq!((&a.addresses, &*a.node), (&vec![vec![10, 244, 1, 9]], "node1"));
+    assert_eq!(compiled.apps(&[a.identity]), ["x/a".to_owned()].into());
+    assert!(
+        compiled.pod("x/b").is_none() && compiled.pod("x/done").is_none() && compiled.pod("x/host").is_none()
+    );
+    let identities = compiled.objects.keys().filter(|at| at.kind == v1::Kind::Identity).count();
+    assert_eq!(identities, 3);
+
+    // The older of two keeps the address.
+    let older =
+        pod("b", "10.244.1.9", "").replace("name: b,", "name: b, creationTimestamp: 2024-01-01T00:00:00Z,");
+    let compiled = Compiled::of(&(pod("a", "10.244.1.9", "") + &older));
+    assert!(compiled.pod("x/a").is_none() && compiled.pod("x/b").is_some());
+}
+
+const WEB: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: x }
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:96::10"]
+  sessionAffinity: ClientIP
+  ports:
+  - { name: http, port: 80, targetPort: web, nodePort: 30080 }
+  - { name: dns, port: 53, protocol: UDP, nodePort: 30053 }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: web-1, namespace: x, labels: { kubernetes.io/service-name: web } }
+addressType: IPv4
+ports: [{ name: http, port: 8080 }, { name: dns, port: 5353, protocol: UDP }]
+endpoints:
+- { addresses: [10.244.1.2], nodeName: node1, targetRef: { kind: Pod, name: web-a } }
+- { addresses: [10.244.1.3], conditions: { ready: false } }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: web-2, namespace: x, labels: { kubernetes.io/service-name: web } }
+addressType: IPv4
+ports: [{ name: http, port: 8081 }]
+endpoints:
+- { addresses: [10.244.2.2], conditions: { ready: true } }
+- { addresses: [10.244.2.2] }
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: web-6, namespace: x, labels: { kubernetes.io/service-name: web } }
+addressType: IPv6
+ports: [{ name: http, port: 8080 }]
+endpoints:
+- { addresses: ["fd00::2"], conditions: { ready: false, serving: true, terminating: true } }
+- { addresses: ["fd00::3"], conditions: { ready: false, serving: false, terminating: true } }
+"#;
+
+#[test]
+fn services() {
+    let compiled = Compiled::of(WEB);
+    assert!(compiled.problems().is_empty(), "{:?}", compiled.problems());
+    let service = compiled.service("x/web");
+    assert_eq!(service.affinity_seconds, 10_800);
+    let [http, dns] = &service.ports[..] else { panic!("{service:?}") };
+    let frontends = |port: &v1::ServicePort| {
+        let each =
+            port.frontends.iter().map(|frontend| (frontend.kind(), frontend.address.len(), frontend.port));
+        each.collect::<Vec<_>>()
+    };
+    use v1::frontend::Kind::{ClusterIp, NodePort};
+    assert_eq!(frontends(http), [(ClusterIp, 4, 80), (ClusterIp, 16, 80), (NodePort, 0, 30080)]);
+    assert_eq!(frontends(dns), [(ClusterIp, 4, 53), (ClusterIp, 16, 53), (NodePort, 0, 30053)]);
+    // Ready ones of IPv4; of IPv6, where none is ready, the one that still serves while it goes.
+    let terminating = "253.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2:8080";
+    assert_eq!(backends(http), ["10.244.1.2:8080", "10.244.2.2:8081", terminating]);
+    assert_eq!((&*http.backends[0].pod, &*http.backends[0].node), ("x/web-a", "node1"));
+    assert_eq!(backends(dns), ["10.244.1.2:5353"]);
+    assert_eq!(dns.protocol(), v1::Protocol::Udp);
+}
+
+#[test]
+fn services_that_are_not_served() {
+    for (from, to) in [
+        ("clusterIP: 10.96.0.10\n  clusterIPs: [10.96.0.10, \"fd00:96::10\"]", "clusterIP: None"),
+        ("type: NodePort", "type: ExternalName\n  externalName: example.com"),
+        (
+            "name: web, namespace: x }",
+            "name: web, namespace: x, labels: { service.kubernetes.io/service-proxy-name: other } }",
+        ),
+    ] {
+        let compiled = Compiled::of(&WEB.replacen(from, to, 1));
+        assert!(compiled.object(v1::Kind::Service, "x/web").is_none(), "{to}");
+        assert!(compiled.problems().is_empty());
+    }
+}
+
+#[test]
+fn services_without_endpoints_and_with_others_addresses() {
+    let other = WEB.split("---").next().unwrap().replace("name: web", "name: web2");
+    let compiled = Compiled::of(&format!("{WEB}---{other}"));
+    assert_eq!(
+        compiled.problems(),
+        [
+            "test.yaml: Service x/web2: spec.clusterIPs[0]: 10.96.0.10 is already the address of Service x/web",
+            "test.yaml: Service x/web2: spec.clusterIPs[1]: fd00:96::10 is already the address of Service x/web",
+            "test.yaml: Service x/web2: spec.ports[0].nodePort: TCP 30080 is already a port of Service x/web",
+            "test.yaml: Service x/web2: spec.ports[0]: has no ready endpoints",
+            "test.yaml: Service x/web2: spec.ports[1].nodePort: UDP 30053 is already a port of Service x/web",
+            "test.yaml: Service x/web2: spec.ports[1]: has no ready endpoints",
+        ]
+    );
+    let service = compiled.service("x/web2");
+    assert!(service.ports.iter().all(|port| port.frontends.is_empty() && port.backends.is_empty()));
+}
+
+/// Three pods whose port "web" is 80, 8080 and not there.
+fn pods_with_ports() -> String {
+    let ports =
+        |pod: String, port: &str| pod.replace("{ name: c }", &format!("{{ name: c, ports: [{port}] }}"));
+    ports(pod("a", "10.244.1.2", ""), "{ name: web, containerPort: 80 }")
+        + &ports(pod("b", "10.244.1.3", ""), "{ name: web, containerPort: 8080 }")
+        + &ports(pod("c", "10.244.1.4", ""), "{ name: web, containerPort: 99, protocol: UDP }")
+}
+
+fn policy(spec: &str) -> String {
+    format!(
+        "{}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: p, namespace: x }}\nspec: {spec}\n",
+        pods_with_ports()
+    )
+}
+
+fn ports(rule: &v1::Rule) -> Vec<(v1::Protocol, u32, u32)> {
+    rule.ports.iter().map(|port| (port.protocol(), port.first, port.last)).collect()
+}
+
+#[test]
+fn a_named_port_is_each_subjects_own() {
+    let compiled =
+        Compiled::of(&policy("{ podSelector: {}, ingress: [{ ports: [{ port: web }, { port: 22 }] }] }"));
+    let policy = compiled.policy("x/p");
+    assert!(policy.isolates_ingress && !policy.isolates_egress);
+    assert_eq!(policy.subjects.len(), 3);
+    let mut rules: Vec<_> =
+        policy.ingress.iter().map(|rule| (ports(rule), compiled.apps(&rule.subjects))).collect();
+    rules.sort();
+    let tcp = |port| vec![(v1::Protocol::Tcp, port, port)];
+    let apps = |apps: &[&str]| apps.iter().map(ToString::to_string).collect();
+    assert_eq!(rules, [(tcp(22), apps(&[])), (tcp(80), apps(&["x/a"])), (tcp(8080), apps(&["x/b"]))]);
+    assert!(policy.ingress.iter().all(|rule| rule.any_peer && rule.index == 0));
+}
+
+#[test]
+fn a_named_port_that_no_subject_has_allows_nothing() {
+    let compiled = Compiled::of(&policy("{ podSelector: {}, ingress: [{ ports: [{ port: ssh }] }] }"));
+    assert!(compiled.policy("x/p").ingress.is_empty());
+}
+
+#[test]
+fn a_named_port_outwards_is_each_peers_own() {
+    let compiled = Compiled::of(&policy(
+        "{ podSelector: {}, policyTypes: [Egress], egress: [{}, { ports: [{ port: web }], \
+         to: [{ podSelector: { matchLabels: { app: b } } }, { ipBlock: { cidr: 10.244.1.0/24, except: [10.244.1.3/32] } }] }] }",
+    ));
+    let [all, to_pods, to_block] = &compiled.policy("x/p").egress[..] else { panic!() };
+    assert!(all.any_peer && all.ports.is_empty() && all.index == 0);
+    assert_eq!(compiled.apps(&to_pods.peer_identities), ["x/b".to_owned()].into());
+    assert_eq!(
+        (ports(to_pods), to_pods.any_peer, to_pods.index),
+        (vec![(v1::Protocol::Tcp, 8080, 8080)], false, 1)
+    );
+    // Of the pods in the block, only one has such a port and is in no hole.
+    let cidr = to_block.peer_blocks[0].cidr.as_ref().unwrap();
+    assert_eq!(
+        (&cidr.address[..], cidr.prefix_len, to_block.peer_blocks.len()),
+        (&[10, 244, 1, 2][..], 32, 1)
+    );
+    assert_eq!(ports(to_block), [(v1::Protocol::Tcp, 80, 80)]);
+}
+
+#[test]
+fn peers() {
+    let other = pod("d", "10.244.1.5", "").replace("namespace: x", "namespace: other");
+    let namespace =
+        "---\napiVersion: v1\nkind: Namespace\nmetadata: { name: other, labels: { team: blue } }\n";
+    let peers = |peer: &str| {
+        let spec =
+            format!("{{ podSelector: {{ matchLabels: {{ app: a }} }}, ingress: [{{ from: [{peer}] }}] }}");
+        let compiled = Compiled::of(&(policy(&spec) + &other + namespace));
+        let policy = compiled.policy("x/p");
+        assert_eq!(compiled.apps(&policy.subjects), ["x/a".to_owned()].into());
+        let peers: BTreeSet<_> =
+            policy.ingress.iter().flat_map(|rule| compiled.apps(&rule.peer_identities)).collect();
+        peers.into_iter().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(peers("{ podSelector: {} }"), "x/a x/b x/c");
+    assert_eq!(
+        peers("{ podSelector: { matchExpressions: [{ key: app, operator: NotIn, values: [a] }] } }"),
+        "x/b x/c"
+    );
+    assert_eq!(peers("{ namespaceSelector: {} }"), "other/d x/a x/b x/c");
+    assert_eq!(peers("{ namespaceSelector: { matchLabels: { team: blue } } }"), "other/d");
+    assert_eq!(
+        peers("{ namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: x } } }"),
+        "x/a x/b x/c"
+    );
+    assert_eq!(
+        peers(
+            "{ namespaceSelector: { matchLabels: { team: blue } }, podSelector: { matchLabels: { app: a } } }"
+        ),
+        ""
+    );
+    assert_eq!(
+        peers(
+            "{ namespaceSelector: { matchLabels: { team: blue } } }, { podSelector: { matchLabels: { app: b } } }"
+        ),
+        "other/d x/b"
+    );
+}
+
+#[test]
+fn rules_of_no_peer_and_no_port_are_not_rules_of_all() {
+    let compiled = Compiled::of(&policy(
+        "{ podSelector: {}, ingress: [{ from: [{ podSelector: { matchLabels: { app: nobody } } }] }, \
+         { from: [{ ipBlock: { cidr: 10.1.2.3/8 } }], ports: [{ protocol: UDP }, { port: 5, endPort: 7 }] }] }",
+    ));
+    let [rule] = &compiled.policy("x/p").ingress[..] else { panic!() };
+    assert_eq!((rule.index, rule.any_peer), (1, false));
+    assert_eq!(rule.peer_blocks[0].cidr.as_ref().unwrap().address, [10, 0, 0, 0]);
+    assert_eq!(ports(rule), [(v1::Protocol::Tcp, 5, 7), (v1::Protocol::Udp, 0, 65535)]);
+}
