@@ -82,7 +82,7 @@ impl Cluster {
         let modes: Vec<&str> =
             status.ports.iter().filter(|port| port.kind == "uplink").map(|port| port.mode.as_str()).collect();
         Ok(format!(
-            "{} workers, uplink in {} mode, revision {} with {} services, {} pods, {} policies",
+            "{} workers, uplink in {} mode, revision {}; services {}, pods {}, policies {}",
             status.workers.len(),
             modes.join(" "),
             status.revision,

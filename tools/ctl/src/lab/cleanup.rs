@@ -88,8 +88,7 @@ pub(super) fn sweep() {
 
 pub(super) fn remove(name: &str) -> Result<()> {
     if lab_of(name) != Some(name) {
-        let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
-        return Err(Error::Io {
+        return Err(Error::NotALab(name.to_owned()));
             what: format!("{name:?} is not the name of a lab ({PREFIX}PID-XXXX)"),
             source,
         });

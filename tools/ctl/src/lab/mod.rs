@@ -56,13 +56,16 @@ pub enum Error {
         output: String,
     },
     /// The system said no.
-    #[error("{what}: {source}")]
+    #[error("{what}: {error}")]
     Io {
         /// What was being done.
         what: String,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
+    /// This is not to be removed.
+    #[error("{0:?} is not a lab: their names are like wl-1234-aB9z")]
+    NotALab(String),
     /// A daemon ended when it should not have.
     #[error("{name} ended ({status}); the end of its log:\n{log}")]
     Ended {
@@ -215,5 +218,5 @@ pub fn program(name: &str) -> Result<PathBuf> {
 /// Says what was being done when the system said no; for `map_err`.
 fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Error {
     let what = what.into();
-    move |source| Error::Io { what, source }
+    move |error| Error::Io { what, error }
 }
