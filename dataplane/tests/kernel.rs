@@ -431,7 +431,7 @@ fn neighbours_and_routes_of_the_uplink_are_followed() {
         number
     });
     assert!(shared.neighbours.has_wanted());
-    rustix::io::write(&follower.bell(), &1u64.to_ne_bytes()).unwrap();
+    rustix::io::write(follower.bell(), &1u64.to_ne_bytes()).unwrap();
     for number in numbers {
         eventually("the neighbour is resolved", || shared.neighbours.mac(number) == Some(mac));
     }
