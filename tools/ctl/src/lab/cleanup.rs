@@ -89,9 +89,6 @@ pub(super) fn sweep() {
 pub(super) fn remove(name: &str) -> Result<()> {
     if lab_of(name) != Some(name) {
         return Err(Error::NotALab(name.to_owned()));
-            what: format!("{name:?} is not the name of a lab ({PREFIX}PID-XXXX)"),
-            source,
-        });
     }
     let namespaces: Vec<String> =
         entries(Path::new(NETNS)).into_iter().filter(|namespace| lab_of(namespace) == Some(name)).collect();
