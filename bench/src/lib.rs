@@ -8,6 +8,7 @@ pub mod allocations;
 pub mod groups;
 pub mod lane;
 pub mod lines;
+pub mod live;
 pub mod machine;
 pub mod measure;
 pub mod packets;

@@ -89,6 +89,12 @@ pub fn pin(n: usize) -> bool {
     !cores.is_empty() && core_affinity::set_for_current(cores[cores.len() - 1 - n % cores.len()])
 }
 
+/// Number of the `n`th core, counted from the first.
+pub fn core_from_front(n: usize) -> Option<usize> {
+    let cores = core_ids();
+    (!cores.is_empty()).then(|| cores[n % cores.len()].id)
+}
+
 /// The cores that the first caller was not tied away from: a thread inherits what its parent is tied to.
 fn core_ids() -> &'static [CoreId] {
     static CORES: OnceLock<Vec<CoreId>> = OnceLock::new();

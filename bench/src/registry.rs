@@ -47,6 +47,8 @@ pub const ENTRIES: &[Entry] = &[
     entry("policy/verdict/10", "ns"),
     entry("policy/verdict/1k", "ns"),
     entry("policy/verdict/100k", "ns"),
+    entry("veth/wirelane/pps", "packets/s"),
+    entry("idle/cpu", "% of one core"),
 ];
 
 /// The entry of this name.

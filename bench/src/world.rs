@@ -1,5 +1,5 @@
-//! The node that packets travel through: 64 client pods that talk to 64 Services of 4 backends each, and
-//! policies that isolate both.
+//! The node that packets travel through: client pods that talk to Services, and policies that isolate both the
+//! clients and the backends.
 //!
 //! A flow is a client's TCP connection to a Service's cluster address. Of [`Topology::Plain`] the backends are
 //! pods of this node, of [`Topology::Vxlan`] pods of another: what a client sends is encapsulated on its way
@@ -22,12 +22,24 @@ use wirelane_dataplane::wire::{Addr, proto};
 
 use crate::packets::{Outer, Packet};
 
-/// Client pods.
-pub const CLIENTS: u32 = 64;
-/// Services.
-pub const SERVICES: u32 = 64;
-/// Backends of each.
-pub const BACKENDS: u32 = 4;
+/// How many of everything there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Client pods, at most 254.
+    pub clients: u32,
+    /// Services, at most 254.
+    pub services: u32,
+    /// Backends of each; 512 altogether at most.
+    pub backends: u32,
+}
+
+impl Shape {
+    /// A busy node.
+    pub const USUAL: Shape = Shape { clients: 64, services: 64, backends: 4 };
+    /// Two ports only, so that both can be real.
+    pub const PAIR: Shape = Shape { clients: 1, services: 1, backends: 1 };
+}
+
 /// The flow table's size where nothing else is said: the dataplane's default.
 pub const TABLE: u32 = 1 << 20;
 
@@ -41,6 +53,7 @@ const POD_MTU: u16 = 1450;
 const FRONTEND_PORT: u16 = 80;
 const BACKEND_PORT: u16 = 8080;
 const FIRST_CLIENT_PORT: u32 = 1024;
+const MAX_CLIENT_PORTS: u32 = 65_536 - FIRST_CLIENT_PORT;
 const TTL: u8 = 64;
 
 /// Identities of the pods.
@@ -76,17 +89,37 @@ pub struct Step {
 #[derive(Debug)]
 pub struct World {
     topology: Topology,
+    shape: Shape,
     shared: Arc<Shared>,
     /// By flow: the backend that the service stage chose.
     backends: Vec<u8>,
 }
 
 impl World {
-    /// A node that has no flow yet, of `flows` that can be told apart; its table has room for `capacity`.
+    /// A node of the usual shape that has no flow yet, of `flows` that can be told apart; its table has room
+    /// for `capacity`.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(topology: Topology, flows: u32, capacity: u32, workers: usize) -> anyhow::Result<World> {
+        World::shaped(Shape::USUAL, topology, flows, capacity, workers)
+    }
+
+    /// As [`World::new`], of another shape.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    ///
+    /// # Panics
+    /// When there are more flows than ports can tell apart.
+    pub fn shaped(
+        shape: Shape,
+        topology: Topology,
+        flows: u32,
+        capacity: u32,
+        workers: usize,
+    ) -> anyhow::Result<World> {
+        assert!(flows / (shape.clients * shape.services) <= MAX_CLIENT_PORTS);
         // IPv6 flows take no part.
         let sizes = Sizes { workers, flows_v4: capacity, flows_v6: 64, seed: 0x5eed };
         let shared = Shared::new(&sizes).context("no memory for the flow table")?;
@@ -96,12 +129,12 @@ impl World {
             on_link: vec!["192.0.2.0/24".parse().expect("a prefix")],
             gateways: Vec::new(),
         });
-        for (id, config) in ports(topology) {
+        for (id, config) in ports(shape, topology) {
             builder.set_port(id, Some(config));
         }
-        builder.change(objects(topology), &[]);
+        builder.change(objects(shape, topology), &[]);
         shared.publish(builder.build(&shared.neighbours));
-        Ok(World { topology, shared, backends: vec![0; flows as usize] })
+        Ok(World { topology, shape, shared, backends: vec![0; flows as usize] })
     }
 
     /// What its workers share.
@@ -116,9 +149,8 @@ impl World {
 
     /// The packet as it comes in, and by which port.
     pub fn incoming(&self, step: Step) -> (Packet, PortId) {
-        let flow = Flow(step.flow);
-        let (client, service) = (flow.client(), flow.service());
-        let (src, dst) = ((client_address(client), flow.port()), (service_address(service), FRONTEND_PORT));
+        let (client, service, port) = self.flow(step.flow);
+        let (src, dst) = ((client_address(client), port), (service_address(service), FRONTEND_PORT));
         let packet = Packet {
             outer: None,
             src_mac: mac_of(src.0),
@@ -132,13 +164,13 @@ impl World {
         if !step.reply {
             return (packet, FIRST_POD_PORT + client as PortId);
         }
-        let backend = service * BACKENDS + u32::from(self.backends[step.flow as usize]);
+        let backend = service * self.shape.backends + u32::from(self.backends[step.flow as usize]);
         let address = backend_address(self.topology, backend);
         let packet = Packet { src: (address, BACKEND_PORT), dst: src, ..packet };
         match self.topology {
             Topology::Plain => (
                 Packet { src_mac: mac_of(address), ..packet },
-                FIRST_POD_PORT + (CLIENTS + backend) as PortId,
+                FIRST_POD_PORT + (self.shape.clients + backend) as PortId,
             ),
             Topology::Vxlan => (
                 Packet {
@@ -161,10 +193,9 @@ impl World {
 
     /// The packet as it has to go out, and by which port.
     pub fn outgoing(&self, step: Step) -> (Packet, PortId) {
-        let flow = Flow(step.flow);
-        let (client, service) = (flow.client(), flow.service());
-        let end = (client_address(client), flow.port());
-        let backend = service * BACKENDS + u32::from(self.backends[step.flow as usize]);
+        let (client, service, port) = self.flow(step.flow);
+        let end = (client_address(client), port);
+        let backend = service * self.shape.backends + u32::from(self.backends[step.flow as usize]);
         let address = backend_address(self.topology, backend);
         let packet = Packet {
             outer: None,
@@ -182,7 +213,7 @@ impl World {
             return (packet, FIRST_POD_PORT + client as PortId);
         }
         match self.topology {
-            Topology::Plain => (packet, FIRST_POD_PORT + (CLIENTS + backend) as PortId),
+            Topology::Plain => (packet, FIRST_POD_PORT + (self.shape.clients + backend) as PortId),
             Topology::Vxlan => (
                 Packet {
                     outer: Some(Outer {
@@ -205,29 +236,20 @@ impl World {
     /// Remembers the backend that the first packet of a flow has gone to; whether that is right is up to the
     /// comparison with [`World::outgoing`]. A packet to something that is no backend changes nothing.
     pub fn learn(&mut self, step: Step, seen: &Packet) {
-        let first = Flow(step.flow).service() * BACKENDS;
-        if let Some(choice) = (0..BACKENDS).find(|n| backend_address(self.topology, first + n) == seen.dst.0)
+        let backends = self.shape.backends;
+        let first = self.flow(step.flow).1 * backends;
+        if let Some(choice) = (0..backends).find(|n| backend_address(self.topology, first + n) == seen.dst.0)
         {
             self.backends[step.flow as usize] = choice as u8;
         }
     }
-}
 
-/// Names of flows: consecutive numbers are of different clients, then of different Services.
-#[derive(Clone, Copy)]
-struct Flow(u32);
-
-impl Flow {
-    fn client(self) -> u32 {
-        self.0 % CLIENTS
-    }
-
-    fn service(self) -> u32 {
-        self.0 / CLIENTS % SERVICES
-    }
-
-    fn port(self) -> u16 {
-        (FIRST_CLIENT_PORT + self.0 / (CLIENTS * SERVICES)) as u16
+    /// A flow's client, Service, and source port: consecutive flows are of different clients, then of different
+    /// Services.
+    fn flow(&self, flow: u32) -> (u32, u32, u16) {
+        let Shape { clients, services, .. } = self.shape;
+        let port = FIRST_CLIENT_PORT + flow / (clients * services);
+        (flow % clients, flow / clients % services, port as u16)
     }
 }
 
@@ -249,7 +271,7 @@ fn mac_of(address: [u8; 4]) -> Mac {
     [0x02, 0xaa, a, b, c, d]
 }
 
-fn ports(topology: Topology) -> Vec<(PortId, PortConfig)> {
+fn ports(shape: Shape, topology: Topology) -> Vec<(PortId, PortConfig)> {
     let port = |kind, name: &str, mac, mtu| PortConfig {
         kind,
         name: name.into(),
@@ -262,7 +284,7 @@ fn ports(topology: Topology) -> Vec<(PortId, PortConfig)> {
         (UPLINK_PORT, port(PortKind::Uplink, "uplink", NODE_MAC, 1500)),
         (HOST_PORT, port(PortKind::Host, "host", GATEWAY_MAC, POD_MTU)),
     ];
-    for (name, address) in local_pods(topology) {
+    for (name, address) in local_pods(shape, topology) {
         let id = FIRST_POD_PORT + (ports.len() - 2) as PortId;
         let config = PortConfig {
             peer_mac: mac_of(address),
@@ -275,9 +297,9 @@ fn ports(topology: Topology) -> Vec<(PortId, PortConfig)> {
 }
 
 /// Pods with a port here, in the order of their ports.
-fn local_pods(topology: Topology) -> impl Iterator<Item = (String, [u8; 4])> {
-    let clients = (0..CLIENTS).map(|n| (client_name(n), client_address(n)));
-    let local = if topology == Topology::Plain { SERVICES * BACKENDS } else { 0 };
+fn local_pods(shape: Shape, topology: Topology) -> impl Iterator<Item = (String, [u8; 4])> {
+    let clients = (0..shape.clients).map(|n| (client_name(n), client_address(n)));
+    let local = if topology == Topology::Plain { shape.services * shape.backends } else { 0 };
     clients.chain((0..local).map(move |n| (backend_name(n), backend_address(topology, n))))
 }
 
@@ -289,7 +311,7 @@ fn backend_name(backend: u32) -> String {
     format!("bench/backend-{backend}")
 }
 
-fn objects(topology: Topology) -> Vec<Object> {
+fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
     let cidr = |text: &str| text.parse().expect("a prefix");
     let backend_node = if topology == Topology::Plain { "this" } else { "other" };
     let mut objects = vec![
@@ -314,12 +336,12 @@ fn objects(topology: Topology) -> Vec<Object> {
     let pod = |name, address, node: &str, identity| {
         Object::Pod(Pod { name, addresses: vec![Addr::v4(address)], node: node.into(), identity })
     };
-    objects.extend((0..CLIENTS).map(|n| pod(client_name(n), client_address(n), "this", CLIENT)));
+    objects.extend((0..shape.clients).map(|n| pod(client_name(n), client_address(n), "this", CLIENT)));
     objects.extend(
-        (0..SERVICES * BACKENDS)
+        (0..shape.services * shape.backends)
             .map(|n| pod(backend_name(n), backend_address(topology, n), backend_node, SERVER)),
     );
-    objects.extend((0..SERVICES).map(|n| service(topology, n, backend_node)));
+    objects.extend((0..shape.services).map(|n| service(shape, topology, n, backend_node)));
     objects
 }
 
@@ -344,8 +366,8 @@ fn policy(name: &str, subject: u32, ingress: bool, peer: u32) -> Object {
     })
 }
 
-fn service(topology: Topology, service: u32, node: &str) -> Object {
-    let backends = (0..BACKENDS).map(|n| service * BACKENDS + n).map(|n| Backend {
+fn service(shape: Shape, topology: Topology, service: u32, node: &str) -> Object {
+    let backends = (0..shape.backends).map(|n| service * shape.backends + n).map(|n| Backend {
         address: Addr::v4(backend_address(topology, n)),
         port: BACKEND_PORT,
         pod: backend_name(n),

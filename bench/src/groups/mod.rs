@@ -3,12 +3,14 @@
 pub mod allocations;
 pub mod established;
 pub mod flows;
+pub mod idle;
 pub mod lifecycle;
 pub mod limit;
 pub mod new_flow;
 pub mod policy;
 pub mod reply;
 pub mod scale;
+pub mod veth;
 
 use crate::registry::ENTRIES;
 use crate::report::Report;
@@ -33,6 +35,8 @@ pub const GROUPS: &[Group] = &[
     flows::GROUP,
     scale::GROUP,
     policy::GROUP,
+    veth::GROUP,
+    idle::GROUP,
 ];
 
 impl Group {

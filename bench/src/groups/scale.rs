@@ -14,7 +14,6 @@ use crate::world::{Step, TABLE, Topology, World};
 pub(super) const GROUP: Group = Group { prefixes: &["scale/"], run };
 
 const FLOWS: u32 = 262_144;
-const ROUNDS: usize = 4;
 
 fn run(report: &mut Report) -> anyhow::Result<()> {
     if machine::cores() < 2 {
@@ -26,10 +25,11 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     let mut second = Lane::new(&world, 1, FRAMES)?;
     establish(&mut world, &mut first, 0, FLOWS)?;
     let mut random = Random::new(4);
+    let rounds = if report.quick { 2 } else { 8 };
     let samples = Samples::take(report.runs(), || {
-        let alone = rate(&carry(&world, &mut [(0, &mut first)], &mut random)?)
-            + rate(&carry(&world, &mut [(1, &mut second)], &mut random)?);
-        let both = rate(&carry(&world, &mut [(0, &mut first), (1, &mut second)], &mut random)?);
+        let alone = rate(&carry(&world, &mut [(0, &mut first)], rounds, &mut random)?)
+            + rate(&carry(&world, &mut [(1, &mut second)], rounds, &mut random)?);
+        let both = rate(&carry(&world, &mut [(0, &mut first), (1, &mut second)], rounds, &mut random)?);
         Ok(both / (alone / 2.0))
     })?;
     report.add("scale/2_workers", &samples);
@@ -42,7 +42,12 @@ fn rate(timed: &[Timed]) -> f64 {
 }
 
 /// Carries a few rounds in each of the lanes, all at once, each on a core of its own.
-fn carry(world: &World, lanes: &mut [(usize, &mut Lane)], random: &mut Random) -> anyhow::Result<Vec<Timed>> {
+fn carry(
+    world: &World,
+    lanes: &mut [(usize, &mut Lane)],
+    rounds: usize,
+    random: &mut Random,
+) -> anyhow::Result<Vec<Timed>> {
     let barrier = Barrier::new(lanes.len());
     std::thread::scope(|scope| {
         let threads: Vec<_> = lanes
@@ -52,7 +57,7 @@ fn carry(world: &World, lanes: &mut [(usize, &mut Lane)], random: &mut Random) -
                 scope.spawn(move || {
                     machine::pin(*worker);
                     let mut total = Timed::default();
-                    for _ in 0..ROUNDS {
+                    for _ in 0..rounds {
                         let steps = (0..lane.frames()).map(|_| {
                             let flow = random.below(u64::from(FLOWS)) as u32;
                             Step { flow, reply: (flow as usize + *worker) & 1 != 0, flags: ACK }

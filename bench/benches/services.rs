@@ -1,0 +1,74 @@
+//! Finding a frontend and choosing a backend, by the number of Services.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wirelane_bench::measure::Random;
+use wirelane_dataplane::batch::Key;
+use wirelane_dataplane::tables::objects::{Backend, Frontend, FrontendKind, Service, ServicePort};
+use wirelane_dataplane::tables::services::{Found, Services};
+use wirelane_dataplane::wire::{Addr, proto};
+
+const BACKENDS: u32 = 10;
+const PACKETS: usize = 1 << 14;
+
+fn frontend(service: u32) -> Addr {
+    let [_, a, b, c] = service.to_be_bytes();
+    Addr::v4([10, 96 + a, b, c])
+}
+
+fn table(services: u32) -> Services {
+    let mut table = Services::default();
+    let mut ids = 0;
+    for service in 0..services {
+        let backend = |n: u32| {
+            let [_, a, b, c] = (service * BACKENDS + n).to_be_bytes();
+            let address = Addr::v4([10, 128 + a, b, c]);
+            Backend { address, port: 8080, pod: String::new(), node: String::new() }
+        };
+        let port = ServicePort {
+            name: "http".into(),
+            proto: proto::TCP,
+            frontends: vec![Frontend {
+                kind: FrontendKind::ClusterIp,
+                address: Some(frontend(service)),
+                port: 80,
+            }],
+            backends: (0..BACKENDS).map(backend).collect(),
+        };
+        let service = Service { name: format!("bench/{service}"), ports: vec![port], affinity_seconds: 0 };
+        table.insert(&service, |_| {
+            ids += 1;
+            ids
+        });
+    }
+    table
+}
+
+fn services(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("services");
+    group.throughput(Throughput::Elements(PACKETS as u64)).sample_size(20);
+    for count in [100, 10_000, 100_000] {
+        let table = table(count);
+        let mut random = Random::new(1);
+        let asked: Vec<(Key, u32)> = (0..PACKETS)
+            .map(|_| {
+                let dst = frontend(random.below(u64::from(count)) as u32);
+                let key = Key { dst, dport: 80, proto: proto::TCP, ..Key::default() };
+                (key, random.bits() as u32)
+            })
+            .collect();
+        group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
+            bencher.iter(|| {
+                for (key, random) in &asked {
+                    let Found::Port(port, _) = table.find(key, false) else { panic!("no Service") };
+                    black_box(port.choose(false, *random).expect("a backend"));
+                }
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, services);
+criterion_main!(benches);
