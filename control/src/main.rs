@@ -1,6 +1,6 @@
 //! `wirelane-control`: reads its configuration, puts the parts together, and runs until it is told to stop.
 
-use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
+use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use clap::Parser;
@@ -37,7 +37,12 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let is_terminal = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal)
+        .with_env_filter(filter)
+        .init();
     run(&arguments).await
 }
 

@@ -50,8 +50,11 @@ pub enum Stage {
 /// Every problem that stands now. Clones share the same list.
 #[derive(Clone, Default)]
 pub struct Problems {
-    standing: Arc<Mutex<BTreeMap<(Stage, String), BTreeSet<Problem>>>>,
+    standing: Arc<Mutex<Standing>>,
 }
+
+/// By who found them, and in what.
+type Standing = BTreeMap<(Stage, String), BTreeSet<Problem>>;
 
 impl Problems {
     /// Replaces what `stage` had to say about `subject`.

@@ -232,9 +232,9 @@ impl Pusher {
         }
         let at = error.object.as_ref().and_then(|at| Ref::try_from(at).ok());
         let at = at.ok_or(PushError::Contract("it refuses an object and does not say which"))?;
-        let refused = delta.upserts.iter().find(|(sent, _)| *sent == at);
-        let (_, refused) = refused.ok_or(PushError::Contract("it refuses an object that it was not sent"))?;
-        tables.refuse(&self.desired, &at, refused);
+        let sent = delta.upserts.iter().find(|(sent, _)| *sent == at);
+        let (_, sent) = sent.ok_or(PushError::Contract("it refuses an object that it was not sent"))?;
+        tables.refuse(at.clone(), sent);
         let problem = Problem {
             file: String::new(),
             object: at.to_string(),
@@ -312,11 +312,15 @@ impl Tables {
         delta
     }
 
-    fn refuse(&mut self, desired: &Desired, at: &Ref, refused: &Arc<v1::Object>) {
-        let was_instead = self.refused.get(at).is_some_and(|refusal| refusal.instead.is_some());
-        let instead = if was_instead { None } else { denying(refused).map(Arc::new) };
-        let object = desired.object(at).unwrap_or_else(|| refused.clone());
-        self.refused.insert(at.clone(), Refusal { object, instead });
+    fn refuse(&mut self, at: Ref, sent: &Arc<v1::Object>) {
+        match self.refused.get_mut(&at) {
+            // What took its place is refused, too.
+            Some(refusal) => refusal.instead = None,
+            None => {
+                let refusal = Refusal { object: sent.clone(), instead: denying(sent).map(Arc::new) };
+                self.refused.insert(at, refusal);
+            }
+        }
     }
 }
 

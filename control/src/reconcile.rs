@@ -17,7 +17,7 @@ use crate::{
 /// What there is to know of the state from outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Whether the source has said everything that was there at the start.
+    /// Whether everything that was there at the start is in what is desired.
     pub is_synced: bool,
     /// Objects accepted, by kind.
     pub objects: BTreeMap<Kind, usize>,
@@ -85,6 +85,8 @@ pub struct Reconciler {
     compiler: Compiler,
     desired: Arc<Desired>,
     problems: Problems,
+    /// Whether the source has said everything that was there at the start.
+    is_synced: bool,
     /// What has been touched and waits for the source to have said everything.
     touched: Touched,
     commands: mpsc::Receiver<Command>,
@@ -101,6 +103,7 @@ impl Reconciler {
             compiler: Compiler::new(settings),
             desired,
             problems,
+            is_synced: false,
             // The node's own absence is news, too.
             touched: Touched { nodes: true, ..Touched::default() },
             commands: receiver,
@@ -132,7 +135,7 @@ impl Reconciler {
                 Event::Upsert(object, origin) => self.state.upsert(object, origin, &mut self.touched),
                 Event::Delete(key) => self.state.delete(&key, &mut self.touched),
                 Event::Problems(origin, problems) => self.problems.replace(Stage::Source, &origin, problems),
-                Event::Synced => self.summary.send_modify(|summary| summary.is_synced = true),
+                Event::Synced => self.is_synced = true,
             }
         }
     }
@@ -159,7 +162,7 @@ impl Reconciler {
 
     /// Compiles what has been touched, unless the picture is not whole yet.
     fn compile(&mut self) -> u64 {
-        if !self.summary.borrow().is_synced {
+        if !self.is_synced {
             return 0;
         }
         let touched = std::mem::take(&mut self.touched);
@@ -168,7 +171,9 @@ impl Reconciler {
         for (at, problems) in change.problems {
             self.problems.replace(Stage::Compile, &at.to_string(), problems);
         }
-        self.summary.send_modify(|summary| summary.objects = self.state.counts());
-        self.desired.change(change.objects)
+        let generation = self.desired.change(change.objects);
+        // Last, so that whoever is woken by it finds everything else in place.
+        self.summary.send_replace(Summary { is_synced: true, objects: self.state.counts() });
+        generation
     }
 }

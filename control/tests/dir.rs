@@ -5,7 +5,7 @@ use std::{
     fs,
     io::Write,
     os::unix::fs::symlink,
-    path::{Path, PathBuf},
+    path::PathBuf,
     thread,
     time::{Duration, Instant},
 };
@@ -86,7 +86,7 @@ impl Followed {
                     self.objects.insert(object.key().to_string(), (object, origin.to_string()));
                 }
                 Event::Delete(key) => {
-                    assert!(self.objects.remove(&key.to_string()).is_some(), "{key} was not there")
+                    assert!(self.objects.remove(&key.to_string()).is_some(), "{key} was not there");
                 }
                 Event::Problems(origin, problems) => _ = self.problems.insert(origin.to_string(), problems),
                 Event::Synced => self.is_synced = true,
@@ -257,6 +257,19 @@ fn what_is_broken_keeps_its_last_valid_form() {
 }
 
 #[test]
+fn an_object_of_another_kind_keeps_nothing_alive() {
+    let other = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: { name: web }\n";
+    let mut dir = Followed::new(&[("a.yaml", &(namespace("a", "1") + other))]);
+    dir.until("it is there", |dir| dir.has("Namespace a"));
+    assert_eq!(
+        dir.problems(),
+        ["a.yaml: Deployment web: kind: Deployment of apps/v1 is not a kind that Wirelane reads"]
+    );
+    dir.write("a.yaml", other);
+    dir.until("it is gone", |dir| dir.is(&[]));
+}
+
+#[test]
 fn a_policy_that_breaks_denies() {
     let valid = policy("{ from: [{ ipBlock: { cidr: 10.0.0.0/8 } }] }");
     let mut dir = Followed::new(&[("p.yaml", &valid)]);
@@ -307,6 +320,4 @@ fn what_is_no_text_is_a_problem_of_the_file() {
     fs::write(dir.path("a.yaml"), b"\xff\xfe\x00").unwrap();
     dir.until("it is a problem", |dir| dir.problems() == ["a.yaml: is not UTF-8"]);
     assert!(dir.has("Namespace a"));
-    let is_file = |path: &Path| path.is_file();
-    assert!(is_file(&dir.path("a.yaml")));
 }

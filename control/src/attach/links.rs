@@ -72,10 +72,7 @@ pub(super) async fn delete(pod: &Name) -> Result<(), LinkError> {
     let interface = host_interface(pod);
     let netlink = Netlink::open()?;
     let Some(link) = netlink.find(&interface).await? else { return Ok(()) };
-    let owner = alias(&link);
-    if owner != pod_alias(pod) {
-        return Err(LinkError::Taken { interface, owner });
-    }
+    check_owner(&interface, &link, pod)?;
     let deleted = netlink.handle.link().del(link.header.index).execute().await;
     match deleted.map_err(into_io) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
@@ -100,7 +97,10 @@ impl PodLink<'_> {
         let host = host_interface(self.pod);
         let netlink = Netlink::open()?;
         if let Some(link) = netlink.find(&host).await? {
-            return Err(LinkError::Taken { interface: host, owner: alias(&link) });
+            if let Some(owner) = alias(&link) {
+                return Err(LinkError::Taken { interface: host, owner });
+            }
+            delete(self.pod).await?;
         }
         let created = netlink.handle.link().add(self.pair(&host)).execute().await.map_err(into_io);
         if let Err(error) = created {
@@ -112,9 +112,8 @@ impl PodLink<'_> {
             });
         }
         let set_up = async {
-            let mac = self.set_up_pod_end().await?;
             set_up_host_end(&netlink, &host, self.pod).await?;
-            Ok(mac)
+            self.set_up_pod_end().await
         };
         match set_up.await {
             Ok(mac) => Ok(mac),
@@ -259,12 +258,21 @@ fn pod_alias(pod: &Name) -> String {
     format!("wirelane:{pod}")
 }
 
-fn alias(link: &LinkMessage) -> String {
-    let alias = link.attributes.iter().find_map(|attribute| match attribute {
+fn alias(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(alias) => Some(alias.clone()),
         _ => None,
-    });
-    alias.unwrap_or_else(|| "somebody else".to_owned())
+    })
+}
+
+/// A link of a name of ours without an alias is one whose making was cut short, and anybody's.
+fn check_owner(interface: &str, link: &LinkMessage, pod: &Name) -> Result<(), LinkError> {
+    match alias(link) {
+        Some(owner) if owner != pod_alias(pod) => {
+            Err(LinkError::Taken { interface: interface.to_owned(), owner })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn kernel(doing: impl Into<String>) -> impl FnOnce(io::Error) -> LinkError {

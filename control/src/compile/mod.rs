@@ -108,9 +108,11 @@ impl Compiler {
             let by_address = state.policies().filter(|policy| policy::depends_on_addresses(&policy.object));
             touched.policies.extend(by_address.map(|policy| policy.object.name.clone()));
         }
-        let world = policy::World::new(state, &self.identities);
-        for name in &touched.policies {
-            policy::compile(&world, name, &mut change);
+        if !touched.policies.is_empty() {
+            let world = policy::World::new(state, &self.identities);
+            for name in &touched.policies {
+                policy::compile(&world, name, &mut change);
+            }
         }
         change
     }

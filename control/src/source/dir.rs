@@ -356,6 +356,7 @@ impl File {
         for reading in manifest::read(text, format) {
             match reading {
                 Reading::Valid(object) => claims.push(Claim { key: object.key(), body: Body::Valid(object) }),
+                Reading::Foreign { label, fault } => faults.push((label, fault)),
                 Reading::Invalid { key, label, faults: found, instead } => {
                     faults.extend(found.into_iter().map(|fault| (label.clone(), fault)));
                     match key {

@@ -3,7 +3,7 @@
 //! A file is cut into documents before anything is parsed, so that a document that is not even YAML takes no other
 //! with it.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
 use serde::de::DeserializeOwned;
@@ -26,6 +26,13 @@ pub enum Reading {
         faults: Vec<Fault>,
         /// What to apply in its place: for a policy whose YAML can be read, the one that only denies.
         instead: Option<Object>,
+    },
+    /// An object of a kind that Wirelane does not read.
+    Foreign {
+        /// What to call it in messages.
+        label: String,
+        /// The field that says so.
+        fault: Fault,
     },
 }
 
@@ -170,17 +177,13 @@ fn read_object(object: Value, label: String) -> Reading {
     };
     let metadata = &object["metadata"];
     let (namespace, name) = (metadata["namespace"].as_str(), metadata["name"].as_str());
-    let Some(kind) =
-        Kind::ALL.into_iter().find(|known| known.as_str() == kind && known.api_version() == api_version)
-    else {
+    // The same word in another API group is another kind.
+    let group = |api_version: &str| api_version.split_once('/').map_or("", |(group, _)| group).to_owned();
+    let is_kind = |known: &Kind| known.as_str() == kind && group(known.api_version()) == group(api_version);
+    let Some(kind) = Kind::ALL.into_iter().find(is_kind) else {
         let name = Name::new(namespace.unwrap_or_default(), name.unwrap_or_default());
-        let label = format!("{kind} {name}");
-        let known = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
-        let fault = known.map_or_else(
-            || Fault::new("kind", format!("{kind} of {api_version} is not a kind that Wirelane reads")),
-            |known| Fault::new("apiVersion", format!("{api_version} is not {}", known.api_version())),
-        );
-        return Reading::Invalid { key: None, label, faults: vec![fault], instead: None };
+        let reason = format!("{kind} of {api_version} is not a kind that Wirelane reads");
+        return Reading::Foreign { label: format!("{kind} {name}"), fault: Fault::new("kind", reason) };
     };
     let name = match Name::parse(kind, namespace, name) {
         Ok(name) => name,
@@ -189,7 +192,13 @@ fn read_object(object: Value, label: String) -> Reading {
             return Reading::Invalid { key: None, label, faults: vec![fault], instead: None };
         }
     };
-    match convert(kind, &object) {
+    let converted = if api_version == kind.api_version() {
+        convert(kind, &object)
+    } else {
+        let reason = format!("{api_version} is not {}", kind.api_version());
+        Err(Fault::new("apiVersion", reason).into())
+    };
+    match converted {
         Ok(object) => Reading::Valid(object),
         Err(Invalid(faults)) => {
             let key = Key { kind, name: name.clone() };
@@ -202,17 +211,15 @@ fn read_object(object: Value, label: String) -> Reading {
 
 fn convert(kind: Kind, object: &Value) -> Result<Object, Invalid> {
     Ok(match kind {
-        Kind::Node => Object::Node(std::sync::Arc::new(typed::<core::Node>(object)?.try_into()?)),
-        Kind::Namespace => {
-            Object::Namespace(std::sync::Arc::new(typed::<core::Namespace>(object)?.try_into()?))
-        }
-        Kind::Pod => Object::Pod(std::sync::Arc::new(typed::<core::Pod>(object)?.try_into()?)),
-        Kind::Service => Object::Service(std::sync::Arc::new(typed::<core::Service>(object)?.try_into()?)),
+        Kind::Node => Object::Node(Arc::new(typed::<core::Node>(object)?.try_into()?)),
+        Kind::Namespace => Object::Namespace(Arc::new(typed::<core::Namespace>(object)?.try_into()?)),
+        Kind::Pod => Object::Pod(Arc::new(typed::<core::Pod>(object)?.try_into()?)),
+        Kind::Service => Object::Service(Arc::new(typed::<core::Service>(object)?.try_into()?)),
         Kind::EndpointSlice => {
-            Object::EndpointSlice(std::sync::Arc::new(typed::<discovery::EndpointSlice>(object)?.try_into()?))
+            Object::EndpointSlice(Arc::new(typed::<discovery::EndpointSlice>(object)?.try_into()?))
         }
         Kind::NetworkPolicy => {
-            Object::Policy(std::sync::Arc::new(typed::<networking::NetworkPolicy>(object)?.try_into()?))
+            Object::Policy(Arc::new(typed::<networking::NetworkPolicy>(object)?.try_into()?))
         }
     })
 }
@@ -252,6 +259,7 @@ metadata:
                     faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect();
                 format!("{label}: {}", faults.join("; "))
             }
+            Reading::Foreign { label, fault } => format!("{label}: {}: {}", fault.field, fault.reason),
         }
     }
 
@@ -293,7 +301,10 @@ metadata:
                 "{apiVersion: apps/v1, kind: Deployment, metadata: {name: a, namespace: x}}",
                 "Deployment x/a: kind: Deployment of apps/v1 is not a kind that Wirelane reads",
             ),
-            ("{apiVersion: v1beta1, kind: Pod, metadata: {name: a}}", "Pod a: apiVersion: v1beta1 is not v1"),
+            (
+                "{apiVersion: v1beta1, kind: Pod, metadata: {name: a}}",
+                "Pod default/a: apiVersion: v1beta1 is not v1",
+            ),
             (
                 "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, ports: [{port: web}]}}",
                 "Service default/a: spec.ports[0].port: invalid type: string \"web\", expected i32",
