@@ -88,6 +88,12 @@ impl Retired {
     pub fn new(worker: usize, of: usize) -> Retired {
         Retired { queue: VecDeque::with_capacity(RETIRED), bucket: worker, worker, of }
     }
+
+    /// Only after [`FlowTable::may_retire`]: a record without a place here would be lost.
+    fn push(&mut self, record: u32, epochs: &Epochs) {
+        debug_assert!(self.queue.len() < RETIRED);
+        self.queue.push_back((record, epochs.advance()));
+    }
 }
 
 impl<F: Family> FlowTable<F> {
@@ -146,14 +152,21 @@ impl<F: Family> FlowTable<F> {
         new: &NewFlow,
         now: u32,
     ) -> Result<FlowRef, InsertError> {
+        let reply_hash = self.hash(&new.reply.0);
+        // Nearly always found here, where it costs no record: a search for a free port asks many times.
+        if self.lookup(reply_hash, &new.reply.0).is_some() {
+            return Err(InsertError::ReplyTaken);
+        }
+        if !self.may_retire(retired, epochs) {
+            return Err(InsertError::Full);
+        }
         let record = self.take().ok_or(InsertError::Full)?;
         let [original, reply] = [FlowRef::new(record, 0), FlowRef::new(record, 1)];
         self.line(original).init(&new.original.0, &new.original.1, new.service, now);
         self.line(reply).init(&new.reply.0, &new.reply.1, new.rules, now);
 
-        let reply_hash = self.hash(&new.reply.0);
         if let Err(refused) = self.insert_key(reply_hash, reply, &new.reply.0) {
-            self.retire(retired, epochs, record);
+            retired.push(record, epochs);
             return Err(match refused {
                 Refused::Exists(_) => InsertError::ReplyTaken,
                 Refused::Full => InsertError::Full,
@@ -161,7 +174,7 @@ impl<F: Family> FlowTable<F> {
         }
         if let Err(refused) = self.insert_key(self.hash(&new.original.0), original, &new.original.0) {
             self.index.remove(reply_hash, reply);
-            self.retire(retired, epochs, record);
+            retired.push(record, epochs);
             return Err(match refused {
                 Refused::Exists(other) => InsertError::Exists(other),
                 Refused::Full => InsertError::Full,
@@ -171,8 +184,12 @@ impl<F: Family> FlowTable<F> {
         Ok(original)
     }
 
-    /// Ends a flow. Returns whether this call did it.
+    /// Ends a flow. Returns whether this call did it: another may have, or as many were ended since this
+    /// worker was last quiescent as it can keep.
     pub fn remove(&self, retired: &mut Retired, epochs: &Epochs, flow: FlowRef) -> bool {
+        if !self.may_retire(retired, epochs) {
+            return false;
+        }
         let record = flow.record();
         let [original, reply] = [FlowRef::new(record, 0), FlowRef::new(record, 1)];
         // Who takes the original's entry out is the one who ends the flow.
@@ -181,7 +198,7 @@ impl<F: Family> FlowTable<F> {
         }
         self.index.remove(self.hash(&self.line(reply).key()), reply);
         self.live.fetch_sub(1, Ordering::Relaxed);
-        self.retire(retired, epochs, record);
+        retired.push(record, epochs);
         true
     }
 
@@ -294,15 +311,12 @@ impl<F: Family> FlowTable<F> {
         self.records[record as usize].lines[0].free_link()
     }
 
-    fn retire(&self, retired: &mut Retired, epochs: &Epochs, record: u32) {
+    /// Whether one more record can be retired.
+    fn may_retire(&self, retired: &mut Retired, epochs: &Epochs) -> bool {
         if retired.queue.len() == RETIRED {
             self.free_passed(retired, epochs);
         }
-        if retired.queue.len() < RETIRED {
-            retired.queue.push_back((record, epochs.advance()));
-        }
-        // Else the record is lost until the table is made anew: sweeps stop short of this, and a worker that
-        // has retired as many since it was last quiescent is broken already.
+        retired.queue.len() < RETIRED
     }
 
     fn free_passed(&self, retired: &mut Retired, epochs: &Epochs) {

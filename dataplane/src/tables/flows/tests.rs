@@ -87,6 +87,27 @@ fn a_record_is_reused_only_after_every_reader_was_quiescent() {
 }
 
 #[test]
+fn no_record_is_lost_when_flows_end_faster_than_readers_are_quiescent() {
+    let mut b = bench(16_384);
+    // Failing inserts take no records at all, or give them back.
+    let lasting = b.insert(&plain(key(0))).unwrap();
+    for n in 1..=2 * RETIRED as u32 {
+        assert_eq!(b.insert(&plain(key(0).reversed())), Err(InsertError::ReplyTaken));
+        if let Ok(flow) = b.insert(&plain(key(n))) {
+            b.table.remove(&mut b.retired, &b.epochs, flow);
+        }
+    }
+    assert_eq!(b.insert(&plain(key(1_000_000))), Err(InsertError::Full), "until it is quiescent");
+    assert!(!b.table.remove(&mut b.retired, &b.epochs, lasting), "that, too, has to wait");
+    b.reader.quiescent();
+    b.table.sweep(&mut b.retired, &b.epochs, &Timeouts::default(), 0, 0);
+    assert!(b.table.remove(&mut b.retired, &b.epochs, lasting));
+    b.reader.quiescent();
+    b.table.sweep(&mut b.retired, &b.epochs, &Timeouts::default(), 0, 0);
+    assert_eq!(std::iter::from_fn(|| b.table.take()).count(), 16_384);
+}
+
+#[test]
 fn idle_flows_end_and_busy_ones_stay() {
     let mut b = bench(64);
     for n in 0..10 {
