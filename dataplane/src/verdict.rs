@@ -51,7 +51,7 @@ drop_reasons! {
     MalformedIpv6 "malformed_ipv6" "The IPv6 header or its extension headers are truncated or inconsistent.";
     MalformedTransport "malformed_transport" "The TCP, UDP, SCTP or ICMP header is truncated or inconsistent.";
     MalformedVxlan "malformed_vxlan" "The VXLAN header is truncated, has no VNI flag, or holds no Ethernet frame.";
-    Martian "martian" "The source or destination address can never be that of a connection (loopback, unspecified, multicast source).";
+    Martian "martian" "The source or destination address can never be that of a connection (loopback, unspecified, multicast source, both the same), or the source is this node or a pod of it, from the network.";
     Multicast "multicast" "Multicast and broadcast are not carried.";
     UnsupportedEtherType "unsupported_ether_type" "A pod or tunnel sent a frame that is neither IPv4, IPv6 nor ARP.";
     Fragment "fragment" "A fragment of a larger packet: reassembly is not done.";

@@ -52,7 +52,10 @@ fn track<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<Tracked, DropReason> {
-    let Some(flow) = table.lookup(hash, &meta.key) else {
+    // Of ICMP only echoes and errors have an identifier or ports that name a flow.
+    let nameless = matches!(meta.key.proto, proto::ICMP | proto::ICMPV6) && !names_a_flow(meta);
+    let flow = if nameless { None } else { table.lookup(hash, &meta.key) };
+    let Some(flow) = flow else {
         return unknown(meta);
     };
     if meta.key.proto == proto::TCP
@@ -134,6 +137,14 @@ fn revalidate<F: Family>(
     let next = hop::towards(&line.rewrite().to.dst, cx)?;
     line.tail().set_hop(next, cx.tables.revision as u32);
     Ok(())
+}
+
+fn names_a_flow(meta: &Meta) -> bool {
+    let is_echo = match meta.key.proto {
+        proto::ICMP => matches!(meta.l4_info, icmp::v4::ECHO | icmp::v4::ECHO_REPLY),
+        _ => matches!(meta.l4_info, icmp::v6::ECHO | icmp::v6::ECHO_REPLY),
+    };
+    is_echo || meta.has(flags::ICMP_ERROR)
 }
 
 fn unknown(meta: &Meta) -> Result<Tracked, DropReason> {

@@ -26,10 +26,12 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     for (index, (frame, meta)) in batch.frames.iter_mut().zip(&mut batch.meta).enumerate() {
         if cx.tables.local.is_none() {
             // Before the first tables only what the kernel may have anyway goes on.
-            if meta.in_port == UPLINK_PORT {
-                meta.verdict = Verdict::Host
+            if meta.in_port != UPLINK_PORT {
+                meta.drop(DropReason::NotConfigured);
+            } else if frame.len() < ethernet::HEADER_LEN {
+                meta.drop(DropReason::MalformedEthernet);
             } else {
-                meta.drop(DropReason::NotConfigured)
+                meta.verdict = Verdict::Host;
             }
             continue;
         }
@@ -62,7 +64,8 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Pa
         PortKind::Uplink => {}
     }
     let ethernet: &Ethernet = view(frame.bytes(), 0).ok_or(DropReason::MalformedEthernet)?;
-    if ethernet.dst != port.mac && !is_group(&ethernet.dst) {
+    let to_group = is_group(&ethernet.dst);
+    if ethernet.dst != port.mac && !to_group {
         return Err(DropReason::ForeignDestination);
     }
     meta.l3 = ethernet::HEADER_LEN as u16;
@@ -86,6 +89,13 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Pa
             DropReason::SpoofedSource
         });
     }
+    // What was for one of several is not carried, whatever address is in it (RFC 1812, 5.3.4).
+    if to_group {
+        return Err(DropReason::Multicast);
+    }
+    if port.kind == PortKind::Uplink && is_from_within(&meta.key.src, cx.tables) {
+        return Err(DropReason::Martian);
+    }
     if port.kind == PortKind::Pod && is_tunnel_port(meta, cx.tables) && is_some_node(&meta.key.dst, cx.tables)
     {
         return Err(DropReason::VxlanFromPod);
@@ -96,11 +106,11 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Pa
 /// What holds for the key of every packet, also of those out of a tunnel.
 fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
     let (src, dst) = (&meta.key.src, &meta.key.dst);
-    let (outer_src, outer_dst) = if meta.has(flags::ICMP_ERROR) { (dst, src) } else { (src, dst) };
-    if is_multicast(outer_dst) {
+    if is_multicast(dst) {
         return Err(DropReason::Multicast);
     }
-    if outer_src.is_martian() || outer_dst.is_martian() {
+    // What one says to oneself is never seen on a link, and could not be told from its answer.
+    if src.is_martian() || dst.is_martian() || src == dst {
         return Err(DropReason::Martian);
     }
     if meta.has(flags::FRAGMENT) {
@@ -160,6 +170,12 @@ fn is_tunnel_port(meta: &Meta, tables: &Tables) -> bool {
     meta.key.proto == proto::UDP
         && !meta.has(flags::ICMP_ERROR)
         && tables.local.as_ref().is_some_and(|local| local.vxlan_port == meta.key.dport)
+}
+
+/// Whether an address is this node's own or of its pods: a packet from the network with such a source lies,
+/// and would be let in by the policies for it.
+fn is_from_within(addr: &Addr, tables: &Tables) -> bool {
+    tables.is_node_address(addr) || tables.route(addr) == Some(Route::LocalPods)
 }
 
 fn is_some_node(addr: &Addr, tables: &Tables) -> bool {
@@ -259,6 +275,10 @@ fn transport(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     const BAD: DropReason = DropReason::MalformedTransport;
     let l4 = usize::from(meta.l4);
     match meta.key.proto {
+        // ICMP of the other family.
+        proto::ICMP | proto::ICMPV6 if meta.has(flags::V6) != (meta.key.proto == proto::ICMPV6) => {
+            return Err(BAD);
+        }
         proto::TCP => {
             let tcp: &Tcp = view(bytes, l4).ok_or(BAD)?;
             if tcp.header_len() < size_of::<Tcp>() || l4 + tcp.header_len() > bytes.len() {
@@ -280,7 +300,7 @@ fn transport(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
             meta.key.sport = u16::from_be_bytes([common[0], common[1]]);
             meta.key.dport = u16::from_be_bytes([common[2], common[3]]);
         }
-        proto::ICMP if !meta.has(flags::V6) => {
+        proto::ICMP => {
             let message: &Icmp = view(bytes, l4).ok_or(BAD)?;
             meta.l4_info = message.kind;
             match message.kind {
@@ -289,7 +309,7 @@ fn transport(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
                 _ => {}
             }
         }
-        proto::ICMPV6 if meta.has(flags::V6) => {
+        proto::ICMPV6 => {
             let message: &Icmp = view(bytes, l4).ok_or(BAD)?;
             meta.l4_info = message.kind;
             match message.kind {
@@ -339,7 +359,15 @@ fn embedded_v6(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     embedded_key(bytes, start + found.offset, key, meta)
 }
 
+/// `meta` has the addresses of the error itself, `key` those of the packet in it.
 fn embedded_key(bytes: &[u8], l4: usize, mut key: Key, meta: &mut Meta) -> Result<(), DropReason> {
+    if meta.key.src.is_martian() {
+        return Err(DropReason::Martian);
+    }
+    // Errors go to who sent the packet, and to nobody else.
+    if meta.key.dst != key.src {
+        return Err(DropReason::IcmpUnrelated);
+    }
     let first = bytes.get(l4..l4 + 8).ok_or(DropReason::MalformedTransport)?;
     let word = |at: usize| u16::from_be_bytes([first[at], first[at + 1]]);
     match key.proto {
