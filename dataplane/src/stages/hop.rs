@@ -18,7 +18,13 @@ pub fn towards(addr: &Addr, cx: &Context<'_>) -> Result<NextHop, DropReason> {
     if let Some(pod) = cx.tables.pods.get(addr)
         && pod.local
     {
-        return pod.port.map(NextHop::port).ok_or(DropReason::PortDetached);
+        let id = pod.port.ok_or(DropReason::PortDetached)?;
+        let port = cx.tables.port(id).ok_or(DropReason::PortDetached)?;
+        return if port.admitted { Ok(NextHop::port(id)) } else { Err(DropReason::PodPending) };
+    }
+    // Of IPv6 no router passes those on (RFC 4291, 2.5.6).
+    if !addr.is_v4() && addr.is_link_local() {
+        return Err(DropReason::NoRoute);
     }
     match cx.tables.route(addr) {
         Some(Route::Host) => Ok(NextHop::port(HOST_PORT)),

@@ -125,11 +125,6 @@ fn admit<F: Family>(
         }
     })?;
     let next = hop::towards(&choice.address, cx)?;
-    if let Hop::Port(port) = next.hop()
-        && cx.tables.port(port).is_some_and(|port| !port.admitted)
-    {
-        return Err(DropReason::PodPending);
-    }
     let mut translated = Key { dst: choice.address, dport: choice.port, ..key };
     if choice.masquerade || is_hidden_source(meta, next, cx.tables) {
         let gateway = cx.tables.node(meta.has(flags::V6)).gateway;
