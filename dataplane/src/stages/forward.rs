@@ -81,20 +81,21 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), St
 #[inline(always)]
 fn take_hop(frame: &mut Frame, meta: &Meta) -> Result<(), Stop> {
     let l3 = usize::from(meta.l3);
-    let left = if meta.has(flags::V6) {
+    let more = if meta.has(flags::V6) {
         let header: &mut Ipv6 = view_mut(frame.bytes_mut(), l3).ok_or(DropReason::MalformedIpv6)?;
-        header.hop_limit = header.hop_limit.saturating_sub(1);
-        header.hop_limit
+        let more = header.hop_limit > 1;
+        header.hop_limit -= u8::from(more);
+        more
     } else {
         let header: &mut Ipv4 = view_mut(frame.bytes_mut(), l3).ok_or(DropReason::MalformedIpv4)?;
-        if header.ttl > 1 {
+        let more = header.ttl > 1;
+        if more {
             header.decrement_ttl();
-            header.ttl
-        } else {
-            0
         }
+        more
     };
-    if left == 0 { Err(Stop::Refuse(DropReason::TtlExpired, Answer::TimeExceeded)) } else { Ok(()) }
+    // What has no more stays as it came: its sender gets it back.
+    if more { Ok(()) } else { Err(Stop::Refuse(DropReason::TtlExpired, Answer::TimeExceeded)) }
 }
 
 /// Applies a rewrite to addresses, ports and checksums.
@@ -145,7 +146,8 @@ fn write_transport(bytes: &mut [u8], l4: usize, rewrite: &Rewrite) -> Result<(),
 }
 
 /// Translates an ICMP error that goes the way of `rewrite`: its own addresses, and inside it the packet that
-/// it is about, which went the other way. Both checksums are made anew: errors are few.
+/// it is about, which went the other way. Both checksums are made anew, since errors are few; so the message
+/// has to be right before, or this would make a damaged one look whole.
 #[cold]
 fn translate_error(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<(), DropReason> {
     let (l3, l4, v6) = (usize::from(meta.l3), usize::from(meta.l4), meta.has(flags::V6));
@@ -153,6 +155,15 @@ fn translate_error(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<
     // The embedded packet as its sender knows it: the flow's other direction, before translation.
     let original = Rewrite { to: rewrite.to.reversed(), ..*rewrite };
     let bytes = frame.bytes_mut();
+    let good = if v6 {
+        let header: &Ipv6 = view(bytes, l3).ok_or(DropReason::MalformedIpv6)?;
+        checksum::transport(&header.src, &header.dst, proto::ICMPV6, &bytes[l4..]) == 0
+    } else {
+        checksum::checksum(&bytes[l4..]) == 0
+    };
+    if !good {
+        return Err(DropReason::MalformedTransport);
+    }
     let from = meta.key;
     if v6 {
         let header: &mut Ipv6 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv6)?;

@@ -92,14 +92,16 @@ fn ip_type(meta: &Meta) -> u16 {
 /// Neighbour advertisement (RFC 4861, 4.4) for the gateway.
 fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), DropReason> {
     let target = LINK_GATEWAY_V6;
-    // Duplicate address detection asks from the unspecified address and is told by multicast.
-    let dst = if meta.key.src == Addr::UNSPECIFIED { ALL_NODES } else { meta.key.src.0 };
+    // Duplicate address detection asks from the unspecified address and is told by multicast, as nobody who
+    // has asked (RFC 4861, 7.2.4).
+    let (dst, solicited) =
+        if meta.key.src == Addr::UNSPECIFIED { (ALL_NODES, 0) } else { (meta.key.src.0, icmp::SOLICITED) };
     let mut message = Neighbour {
         icmp: Icmp {
             kind: icmp::v6::NEIGHBOUR_ADVERTISEMENT,
             code: 0,
             checksum: [0; 2],
-            rest: [icmp::ROUTER | icmp::SOLICITED_OVERRIDE, 0, 0, 0],
+            rest: [icmp::ROUTER | icmp::OVERRIDE | solicited, 0, 0, 0],
         },
         target,
         option: icmp::OPTION_TARGET,

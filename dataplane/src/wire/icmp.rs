@@ -106,8 +106,10 @@ const _: () = assert!(size_of::<Neighbour>() == 32);
 /// Bytes of a neighbour message without options.
 pub const NEIGHBOUR_MIN_LEN: usize = 24;
 
-/// Flags of an advertisement: answers a solicitation, and overrides what was known.
-pub const SOLICITED_OVERRIDE: u8 = 0x60;
+/// Flag of an advertisement: it overrides what was known.
+pub const OVERRIDE: u8 = 0x20;
+/// Flag of an advertisement: it answers a solicitation.
+pub const SOLICITED: u8 = 0x40;
 /// Flag of an advertisement: the sender is a router.
 pub const ROUTER: u8 = 0x80;
 /// Option: target link-layer address.
