@@ -7,7 +7,7 @@ use crate::stages::parse;
 use crate::tables::Tables;
 use crate::tables::route::Route;
 use crate::verdict::DropReason;
-use crate::wire::udp;
+use crate::wire::udp::{self, Udp};
 use crate::wire::view;
 use crate::wire::vxlan::{self, Vxlan};
 
@@ -35,7 +35,9 @@ fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<()
     if tables.local.as_ref().is_none_or(|local| local.vni != header.vni()) {
         return Err(DropReason::WrongVni);
     }
-    if !frame.pop_front(at + vxlan::HEADER_LEN) {
+    // What the outer packet has behind the datagram is no part of it.
+    let end = view::<Udp>(frame.bytes(), usize::from(meta.l4)).map_or(0, Udp::len) + usize::from(meta.l4);
+    if end > frame.len() || !frame.resize(end) || !frame.pop_front(at + vxlan::HEADER_LEN) {
         return Err(DropReason::MalformedVxlan);
     }
     *meta = Meta { in_port: meta.in_port, flags: flags::DECAPPED, tunnel_from: node + 1, ..Meta::default() };

@@ -69,10 +69,11 @@ fn choose(meta: &Meta, cx: &mut Context<'_>) -> Outcome {
     }
 }
 
-/// kube-proxy's rules for the Cluster traffic policy: what came to an external address is masqueraded, and
-/// hairpin always is, so that replies come back here. (pkg/proxy/nftables/proxier.go)
+/// kube-proxy's rules for the Cluster traffic policy: what came to an external address, or from outside the
+/// cluster, is masqueraded, and hairpin always is, so that replies come back here. (pkg/proxy/nftables/proxier.go)
 fn is_masqueraded(meta: &Meta, kind: FrontendKind, backend: &Backend) -> bool {
-    kind != FrontendKind::ClusterIp || backend.address == meta.key.src
+    let from_outside = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);
+    kind != FrontendKind::ClusterIp || from_outside || backend.address == meta.key.src
 }
 
 /// A packet to no Service: what may come from where, to where.
@@ -80,6 +81,9 @@ fn direct(meta: &Meta, to_node: bool, cx: &Context<'_>) -> Outcome {
     let dst = &meta.key.dst;
     let is_local_pod = cx.tables.pods.get(dst).is_some_and(|pod: &PodAt| pod.local);
     let route = cx.tables.route(dst);
+    if route == Some(Route::Service) {
+        return Outcome::Dropped(DropReason::ServiceUndefined);
+    }
     if meta.in_port == UPLINK_PORT && !is_local_pod {
         let ours =
             matches!(route, Some(Route::LocalPods)) || *dst == cx.tables.node(meta.has(flags::V6)).gateway;
@@ -91,9 +95,6 @@ fn direct(meta: &Meta, to_node: bool, cx: &Context<'_>) -> Outcome {
         } else if !ours {
             return Outcome::NotOurs;
         }
-    }
-    if route == Some(Route::Service) {
-        return Outcome::Dropped(DropReason::ServiceUndefined);
     }
     Outcome::Chosen(Choice { address: *dst, port: meta.key.dport, ids: (0, 0), masquerade: false })
 }
