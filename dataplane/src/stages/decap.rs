@@ -4,8 +4,7 @@ use crate::batch::{Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::stages::parse;
-use crate::tables::Tables;
-use crate::tables::route::Route;
+use crate::tables::{Node, Tables};
 use crate::verdict::DropReason;
 use crate::wire::udp::{self, Udp};
 use crate::wire::view;
@@ -42,10 +41,13 @@ fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<()
     }
     *meta = Meta { in_port: meta.in_port, flags: flags::DECAPPED, tunnel_from: node + 1, ..Meta::default() };
     parse::inner(frame, meta, tables)?;
-    // A node may speak for its own pods and for itself, for nobody else.
-    let src = if meta.has(flags::ICMP_ERROR) { return Ok(()) } else { &meta.key.src };
-    let own = tables.node_by_address.get(src) == Some(&node);
-    if own || tables.route(src) == Some(Route::Tunnel(node)) {
+    // A node may speak for its own pods and for itself, for nobody else. An error may come from any router.
+    let src = &meta.key.src;
+    let of_node = |of: &Node| of.pods.iter().any(|pods| pods.contains(src));
+    if meta.has(flags::ICMP_ERROR)
+        || tables.nodes.get(usize::from(node)).is_some_and(of_node)
+        || tables.node_by_address.get(src) == Some(&node)
+    {
         Ok(())
     } else {
         Err(DropReason::TunnelSourceMismatch)

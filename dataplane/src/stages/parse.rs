@@ -93,7 +93,8 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Pa
     if to_group {
         return Err(DropReason::Multicast);
     }
-    if port.kind == PortKind::Uplink && is_from_within(&meta.key.src, cx.tables) {
+    // A packet from the network with such a source lies, and the policies would let it in for it.
+    if port.kind == PortKind::Uplink && cx.tables.is_within(&meta.key.src) {
         return Err(DropReason::Martian);
     }
     if port.kind == PortKind::Pod && is_tunnel_port(meta, cx.tables) && is_some_node(&meta.key.dst, cx.tables)
@@ -170,12 +171,6 @@ fn is_tunnel_port(meta: &Meta, tables: &Tables) -> bool {
     meta.key.proto == proto::UDP
         && !meta.has(flags::ICMP_ERROR)
         && tables.local.as_ref().is_some_and(|local| local.vxlan_port == meta.key.dport)
-}
-
-/// Whether an address is this node's own or of its pods: a packet from the network with such a source lies,
-/// and would be let in by the policies for it.
-fn is_from_within(addr: &Addr, tables: &Tables) -> bool {
-    tables.is_node_address(addr) || tables.route(addr) == Some(Route::LocalPods)
 }
 
 fn is_some_node(addr: &Addr, tables: &Tables) -> bool {

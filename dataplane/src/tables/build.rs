@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::neighbours::Neighbours;
 use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
 use super::policy::Policies;
-use super::route::{Route, Routes, host_prefix};
+use super::route::{Prefix, Route, Routes, host_prefix};
 use super::services::{Id, Services};
 use super::{MAX_PORTS, Node, NodeAddresses, PodAt, Port, PortKind, Tables};
 use crate::batch::PortId;
@@ -333,7 +333,13 @@ fn node_addresses(local: Option<&LocalNode>, v4: bool) -> NodeAddresses {
             .map(|cidr| gateway_of(*cidr))
             .find(|addr| addr.is_v4() == v4)
             .unwrap_or_default(),
+        pods: pod_prefix(&local.pod_cidrs, v4),
     }
+}
+
+/// The range of one family, if there is one.
+fn pod_prefix(cidrs: &[IpNet], v4: bool) -> Prefix {
+    cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == v4).map_or(Prefix::NONE, |cidr| Prefix::from(*cidr))
 }
 
 fn uplink_routes(uplink: &UplinkRoutes) -> Routes {
@@ -370,6 +376,7 @@ fn compile_node(
         tunnel_to,
         tunnel_from,
         vtep_mac: node.vtep_mac,
+        pods: [pod_prefix(&node.pod_cidrs, true), pod_prefix(&node.pod_cidrs, false)],
         neighbour: next_hop.and_then(|addr| neighbours.number(&addr)),
         exists: true,
     })

@@ -18,7 +18,7 @@ use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use objects::LocalNode;
 use policy::Policies;
-use route::{Route, Routes};
+use route::{Prefix, Route, Routes};
 use services::Services;
 
 /// The uplink's port.
@@ -70,6 +70,8 @@ pub struct NodeAddresses {
     pub uplink: Addr,
     /// The gateway address of its pods.
     pub gateway: Addr,
+    /// Its pods' range.
+    pub pods: Prefix,
 }
 
 /// Another node, compiled.
@@ -83,6 +85,8 @@ pub struct Node {
     pub tunnel_from: Addr,
     /// MAC of its VXLAN device.
     pub vtep_mac: Mac,
+    /// Its pods' ranges, one for each family.
+    pub pods: [Prefix; 2],
     /// Number in `Neighbours` of the next hop on the uplink towards it; `None`: not routable now.
     pub neighbour: Option<u32>,
     /// Whether it is (still) in the cluster.
@@ -155,6 +159,13 @@ impl Tables {
     pub fn is_node_address(&self, addr: &Addr) -> bool {
         let node = self.node(!addr.is_v4());
         *addr == node.uplink || *addr == node.gateway
+    }
+
+    /// Whether an address is this node's own or in its pods' range: of nobody else's packets the source.
+    #[inline(always)]
+    pub fn is_within(&self, addr: &Addr) -> bool {
+        let node = self.node(!addr.is_v4());
+        node.pods.contains(addr) || *addr == node.uplink || *addr == node.gateway
     }
 
     /// A port that is open.

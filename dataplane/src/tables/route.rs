@@ -130,6 +130,41 @@ fn masked(addr: &Addr, bits: u8) -> [u8; 16] {
     (u128::from_be_bytes(addr.0) & mask).to_be_bytes()
 }
 
+/// One prefix, to be compared with in two instructions: for the packets of established flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    bits: u128,
+    mask: u128,
+}
+
+impl Prefix {
+    /// Holds no address.
+    pub const NONE: Prefix = Prefix { bits: 1, mask: 0 };
+
+    /// Whether the address, which is of its family, lies in it.
+    #[inline(always)]
+    pub fn contains(&self, addr: &Addr) -> bool {
+        u128::from_ne_bytes(addr.0) & self.mask == self.bits
+    }
+}
+
+impl From<IpNet> for Prefix {
+    fn from(prefix: IpNet) -> Prefix {
+        let offset = if prefix.addr().is_ipv4() { 96 } else { 0 };
+        let len = offset + prefix.prefix_len();
+        Prefix {
+            bits: u128::from_ne_bytes(masked(&Addr::from(prefix.network()), len)),
+            mask: u128::from_ne_bytes(masked(&Addr([0xff; 16]), len)),
+        }
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Prefix {
+        Prefix::NONE
+    }
+}
+
 /// The whole-address prefix of an address.
 pub fn host_prefix(addr: Addr) -> IpNet {
     IpNet::from(IpAddr::from(addr))
@@ -171,6 +206,10 @@ mod tests {
                     .max_by_key(|(n, prefix)| (prefix.prefix_len(), *n))
                     .map(|(n, _)| Route::Tunnel(n as u16));
                 prop_assert_eq!(routes.lookup(&Addr::from(addr)), naive);
+                for prefix in prefixes.iter().filter(|prefix| prefix.addr().is_ipv4() == addr.is_ipv4()) {
+                    prop_assert_eq!(Prefix::from(*prefix).contains(&Addr::from(addr)), prefix.contains(&addr));
+                    prop_assert!(!Prefix::NONE.contains(&Addr::from(addr)));
+                }
             }
         }
     }
