@@ -194,18 +194,19 @@ fn is_refusal(drop: &Drop, source: IpAddr) -> bool {
 
 fn backend_removed(cluster: &mut Cluster) -> Result<String> {
     let load = established(cluster)?;
-    let daemons = cluster.node1.daemons();
-    daemons.status()?;
-    thread::sleep(Duration::from_millis(500));
-    let pause_before = longest_pause(&daemons.status()?);
-
-    let start = Instant::now();
-    cluster.manifests.remove_from_web("web-2")?;
-    await_web_backends(cluster, &["web-1", "web-3"])?;
-    let applied = start.elapsed();
+    let (mut slowest, mut least_pause) = (Duration::ZERO, Duration::MAX);
+    for _ in 0..CHANGES {
+        cluster.manifests.restore_web()?;
+        await_web_backends(cluster, &BACKENDS)?;
+        // What it returns counts from the last time that it was asked.
+        cluster.node1.daemons().status()?;
+        let start = Instant::now();
+        cluster.manifests.remove_from_web("web-2")?;
+        await_web_backends(cluster, &["web-1", "web-3"])?;
+        slowest = slowest.max(start.elapsed());
+        least_pause = least_pause.min(longest_pause(&cluster.node1.daemons().status()?));
+    }
     let after = names_of_new_connections(cluster, 60)?;
-    thread::sleep(Duration::from_millis(300));
-    let pause = longest_pause(&cluster.node1.daemons().status()?);
     let Report { answers, broken, .. } = load.finish();
     cluster.manifests.restore_web()?;
     await_web_backends(cluster, &BACKENDS)?;
@@ -214,20 +215,24 @@ fn backend_removed(cluster: &mut Cluster) -> Result<String> {
     ensure!(!after.iter().any(|name| name == "web-2"), "new connections went to {spread}");
     ensure!(broken.is_empty(), "established connections broke: {}", broken.join("; "));
     ensure!(
-        pause <= pause_before.max(PAUSE),
-        "a worker paused for {pause:?}, against {pause_before:?} before"
+        least_pause < PAUSE,
+        "at every change a worker paused, for {} us or more",
+        least_pause.as_micros()
     );
     Ok(format!(
-        "gone after {} ms; then 60 connections: {spread}; {answers} answers on established ones, none broken; \
-         longest pause {} µs, {} µs before",
-        applied.as_millis(),
-        pause.as_micros(),
-        pause_before.as_micros()
+        "gone within {} ms; then 60 connections: {spread}; {answers} answers on established ones, none broken; \
+         workers paused for {} us",
+        slowest.as_millis(),
+        least_pause.as_micros()
     ))
 }
 
-/// A worker shares its core with everything else on this machine: what the scheduler takes is not a pause.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How often the backend is removed. The workers share their cores with everything else on this machine, and are made
+/// to wait by its scheduler every now and then; a pause that the change makes would be there every time.
+const CHANGES: usize = 5;
+
+/// A worker that takes longer than this for a turn has paused.
+const PAUSE: Duration = Duration::from_millis(2);
 
 fn transfer_near(cluster: &mut Cluster) -> Result<String> {
     transfer(cluster, &cluster.client, SocketAddr::new(plan::NODE1.ipv4.into(), NEAR_NODE_PORT), "web-1")

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Fabric, Lab, Namespace, Port, Result,
-    plan::{self, NodePlan},
+    plan::{self, NodePlan, vtep_mac},
 };
 
 /// A node whose dataplane is the kernel's.
@@ -15,6 +15,7 @@ use super::{
 pub struct PlainNode {
     namespace: Namespace,
     plan: NodePlan,
+    pod_mtu: u32,
     /// How many pods have been made.
     pods: AtomicU32,
 }
@@ -26,7 +27,9 @@ pub struct Tunnel<'a> {
     pub port: u16,
     /// The network's number.
     pub vni: u32,
-    /// Whether the outer IPv4 UDP checksum is computed; else it is zero.
+    /// Whether it runs over IPv6 rather than IPv4.
+    pub over_ipv6: bool,
+    /// Whether the outer UDP checksum over IPv4 is computed; else it is zero. Over IPv6 it always is.
     pub udp_checksum: bool,
     /// First and last outer source port, or the kernel's own range.
     pub source_ports: Option<(u16, u16)>,
@@ -36,7 +39,7 @@ pub struct Tunnel<'a> {
 
 impl Default for Tunnel<'_> {
     fn default() -> Self {
-        Tunnel { port: 4789, vni: 4096, udp_checksum: true, source_ports: None, peers: &[] }
+        Tunnel { port: 4789, vni: 4096, over_ipv6: false, udp_checksum: true, source_ports: None, peers: &[] }
     }
 }
 
@@ -50,7 +53,8 @@ impl PlainNode {
         fabric.join(&namespace, Port { interface: "eth0", addresses: &plan.addresses(), queues: 1 })?;
         namespace.set("ipv4/ip_forward", "1")?;
         namespace.set("ipv6/conf/all/forwarding", "1")?;
-        let node = PlainNode { namespace, plan, pods: AtomicU32::new(0) };
+        let pod_mtu = if tunnel.over_ipv6 { plan::POD_MTU_OVER_IPV6 } else { plan::POD_MTU };
+        let node = PlainNode { namespace, plan, pod_mtu, pods: AtomicU32::new(0) };
         node.open_tunnel(tunnel)?;
         Ok(node)
     }
@@ -71,7 +75,7 @@ impl PlainNode {
     /// When the name is taken, or the kernel refuses.
     pub fn add_pod(&self, lab: &Lab, name: &str, addresses: &[IpAddr]) -> Result<Namespace> {
         let pod = lab.namespace(name)?;
-        let mtu = plan::POD_MTU;
+        let mtu = self.pod_mtu;
         // Numbered, because a pod's name may be longer than an interface's.
         let host_end = format!("pod{}", self.pods.fetch_add(1, Ordering::Relaxed));
         self.namespace.ip(&format!(
@@ -101,23 +105,28 @@ impl PlainNode {
     /// Pods of other nodes are behind those nodes' gateway addresses, whose MACs and tunnel ends are all static:
     /// nothing is learned, so nothing is asked.
     fn open_tunnel(&self, tunnel: Tunnel<'_>) -> Result<()> {
-        let Tunnel { port, vni, udp_checksum, source_ports, peers } = tunnel;
-        let checksum = if udp_checksum { "udpcsum" } else { "noudpcsum" };
+        let Tunnel { port, vni, over_ipv6, udp_checksum, source_ports, peers } = tunnel;
+        let checksum = match (over_ipv6, udp_checksum) {
+            (true, _) => "noudp6zerocsumtx noudp6zerocsumrx",
+            (false, true) => "udpcsum",
+            (false, false) => "noudpcsum",
+        };
+        let end = |plan: &NodePlan| plan.addresses()[usize::from(over_ipv6)];
         let source_ports =
             source_ports.map(|(first, last)| format!("srcport {first} {last}")).unwrap_or_default();
         let ip = |args: &str| self.namespace.ip(args);
         ip(&format!(
             "link add vxlan address {mac} mtu {mtu} type vxlan id {vni} dev eth0 local {local} dstport {port} \
              {source_ports} nolearning {checksum}",
-            mac = self.plan.vtep_mac(),
-            mtu = plan::POD_MTU,
-            local = self.plan.ipv4,
+            mac = vtep_mac(end(&self.plan)),
+            mtu = self.pod_mtu,
+            local = end(&self.plan),
         ))?;
         ip("link set vxlan up")?;
         for peer in peers {
-            let mac = peer.vtep_mac();
+            let mac = vtep_mac(end(peer));
             self.namespace
-                .run("bridge", ["fdb", "append", &mac, "dev", "vxlan", "dst", &peer.ipv4.to_string()])?;
+                .run("bridge", ["fdb", "append", &mac, "dev", "vxlan", "dst", &end(peer).to_string()])?;
             for (pods, gateway) in [
                 (peer.pods_ipv4.to_string(), peer.gateway_ipv4().to_string()),
                 (peer.pods_ipv6.to_string(), peer.gateway_ipv6().to_string()),

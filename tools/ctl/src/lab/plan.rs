@@ -13,6 +13,8 @@ pub const WIRE_IPV6_LEN: u8 = 64;
 pub const WIRE_MTU: u32 = 1500;
 /// MTU of the pods: the wire's less the tunnel's 50 bytes over IPv4.
 pub const POD_MTU: u32 = 1450;
+/// MTU of the pods where there is a tunnel over IPv6, which takes 70 bytes.
+pub const POD_MTU_OVER_IPV6: u32 = 1430;
 
 /// The client's addresses.
 pub const CLIENT: [IpAddr; 2] =
@@ -65,12 +67,15 @@ impl NodePlan {
     pub fn gateway_ipv6(&self) -> Ipv6Addr {
         Ipv6Addr::from(u128::from(self.pods_ipv6.network()) + 1)
     }
+}
 
-    /// The MAC of its end of the tunnel, as the other nodes derive it: 02:57 and its IPv4 address.
-    pub fn vtep_mac(&self) -> String {
-        let [a, b, c, d] = self.ipv4.octets();
-        format!("02:57:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
-    }
+/// The MAC of a node's end of the tunnel, as the other nodes derive it from its address: 02:57 and the last four bytes.
+pub fn vtep_mac(address: IpAddr) -> String {
+    let bytes = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets()[12..].to_vec(),
+    };
+    bytes.iter().fold("02:57".to_owned(), |mac, byte| format!("{mac}:{byte:02x}"))
 }
 
 #[cfg(test)]
@@ -82,6 +87,7 @@ mod tests {
         assert_eq!(NODE2.addresses().map(|address| address.to_string()), ["192.0.2.12", "2001:db8::12"]);
         assert_eq!(NODE2.gateway_ipv4().to_string(), "10.244.2.1");
         assert_eq!(NODE2.gateway_ipv6().to_string(), "fd00:244:2::1");
-        assert_eq!(NODE2.vtep_mac(), "02:57:c0:00:02:0c");
+        let macs = NODE2.addresses().map(vtep_mac);
+        assert_eq!(macs, ["02:57:c0:00:02:0c", "02:57:00:00:00:12"]);
     }
 }
