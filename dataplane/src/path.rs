@@ -17,6 +17,7 @@
 
 use crate::batch::{BATCH, Batch, Indices, flags};
 use crate::clock::{self, Now};
+use crate::prefetch;
 use crate::rcu::Epochs;
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, decap, forward, parse, policy, reply, service};
@@ -133,6 +134,7 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>) {
     let mut waiting = Waiting::default();
     let mut clock = StageClock::start(cx.stats);
 
+    ask_for_headers(batch);
     parse::run(batch, cx, &mut waiting);
     clock.lap(batch.len());
     let tunnelled = waiting.tunnelled.len();
@@ -150,6 +152,21 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>) {
     clock.lap(waiting.answers.len());
 
     count_drops(batch, cx);
+}
+
+/// Asks for the headers of all packets at once, before parse waits for one after the other: whoever received
+/// them has not looked at them.
+#[inline(always)]
+fn ask_for_headers(batch: &Batch) {
+    /// Bytes of a cache line. The inner headers of a tunnelled packet begin in the second.
+    const LINE: usize = 64;
+    for frame in &batch.frames {
+        let bytes = frame.bytes();
+        prefetch::read(bytes.as_ptr());
+        if let Some(second) = bytes.get(LINE) {
+            prefetch::read(second);
+        }
+    }
 }
 
 /// Counts what was dropped or refused, and puts it on record.
