@@ -1,0 +1,293 @@
+//! forward: routes, hops, sizes and tunnels.
+
+use wirelane_dataplane::tables::UPLINK_PORT;
+use wirelane_dataplane::tables::build::UplinkRoutes;
+use wirelane_dataplane::verdict::DropReason;
+use wirelane_tests::cluster::{API, POD_MTU, VNI, WEB, vtep_mac};
+use wirelane_tests::packet::*;
+
+use super::link::{self, Link};
+use super::{NEW, NEW_DECAP, Row, row};
+
+const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
+const MTU: usize = POD_MTU as usize;
+
+pub fn rows() -> Vec<Row> {
+    [routes(), hops(), sizes()].into_iter().flatten().collect()
+}
+
+fn web(sport: u16, to: &str) -> Packet {
+    tcp().from("10.244.1.10:0").source_port(sport).to(to).syn().from_pod(WEB)
+}
+
+fn web_v6(sport: u16, to: &str) -> Packet {
+    tcp().from("[fd00:244:1::10]:0").source_port(sport).to(to).syn().from_pod(WEB)
+}
+
+fn to_node2(inner: Packet) -> Packet {
+    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("192.0.2.2"));
+    udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum().vxlan(VNI, inner).to_net(2)
+}
+
+fn to_node3(inner: Packet) -> Packet {
+    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("2001:db8::3"));
+    udp().from("[2001:db8::1]:49152").to("[2001:db8::3]:4789").vxlan(VNI, inner).to_net(3)
+}
+
+fn from_node2(inner: Packet) -> Packet {
+    let (src, dst) = link::inner_from("192.0.2.2");
+    udp()
+        .from("192.0.2.2:50000")
+        .to("192.0.2.1:4789")
+        .without_checksum()
+        .vxlan(VNI, inner.link(src, dst))
+        .from_net(2)
+}
+
+fn routes() -> Vec<Row> {
+    use DropReason::*;
+    let good = |name, packet: Packet, port, sent: Packet| {
+        row(name).input(WEB, packet).begins(NEW).forwards(port, sent)
+    };
+    vec![
+        good(
+            "to a pod of this node",
+            web(1600, "10.244.1.11:80"),
+            API,
+            web(1600, "10.244.1.11:80").hop().to_pod(API),
+        ),
+        good(
+            "to a pod of this node, IPv6",
+            web_v6(1601, "[fd00:244:1::11]:80"),
+            API,
+            web_v6(1601, "[fd00:244:1::11]:80").hop().to_pod(API),
+        ),
+        good(
+            "through a tunnel over IPv4",
+            web(1602, "10.244.2.10:80"),
+            UPLINK_PORT,
+            to_node2(web(1602, "10.244.2.10:80").hop()),
+        ),
+        good(
+            "through a tunnel over IPv4, IPv6 inside",
+            web_v6(1603, "[fd00:244:2::10]:80"),
+            UPLINK_PORT,
+            to_node2(web_v6(1603, "[fd00:244:2::10]:80").hop()),
+        ),
+        good(
+            "through a tunnel over IPv6",
+            web(1604, "10.244.3.10:80"),
+            UPLINK_PORT,
+            to_node3(web(1604, "10.244.3.10:80").hop()),
+        ),
+        good(
+            "through a tunnel over IPv6, IPv6 inside",
+            web_v6(1605, "[fd00:244:3::10]:80"),
+            UPLINK_PORT,
+            to_node3(web_v6(1605, "[fd00:244:3::10]:80").hop()),
+        ),
+        good(
+            "to a neighbour",
+            web(1606, "192.0.2.100:80"),
+            UPLINK_PORT,
+            web(1606, "192.0.2.100:80").hop().to_net(100),
+        ),
+        good(
+            "to a neighbour, IPv6",
+            web_v6(1607, "[2001:db8::100]:80"),
+            UPLINK_PORT,
+            web_v6(1607, "[2001:db8::100]:80").hop().to_net(100),
+        ),
+        good(
+            "through the router",
+            web(1608, "198.51.100.7:80"),
+            UPLINK_PORT,
+            web(1608, "198.51.100.7:80").hop().to_net(254),
+        ),
+        good(
+            "through the router, IPv6",
+            web_v6(1609, "[2001:db8:7::7]:80"),
+            UPLINK_PORT,
+            web_v6(1609, "[2001:db8:7::7]:80").hop().to_net(254),
+        ),
+        good(
+            "a protocol without ports",
+            other(47).payload(&[0, 0, 8, 0, 1, 2, 3]).from("10.244.1.10").to("198.51.100.7").from_pod(WEB),
+            UPLINK_PORT,
+            other(47)
+                .payload(&[0, 0, 8, 0, 1, 2, 3])
+                .from("10.244.1.10")
+                .to("198.51.100.7")
+                .hop()
+                .to_net(254),
+        ),
+        good(
+            "an IPv6 packet with nothing after its header",
+            other(59).from("fd00:244:1::10").to("2001:db8:7::7").from_pod(WEB),
+            UPLINK_PORT,
+            other(59).from("fd00:244:1::10").to("2001:db8:7::7").hop().to_net(254),
+        ),
+        good(
+            "what Ethernet has padded goes without the padding",
+            web(1610, "10.244.2.10:80").padding(6),
+            UPLINK_PORT,
+            to_node2(web(1610, "10.244.2.10:80").hop()),
+        ),
+        row("from outside to a pod")
+            .input(UPLINK_PORT, tcp().from("198.51.100.7:1611").to("10.244.1.10:80").syn().from_net(254))
+            .begins(NEW)
+            .forwards(WEB, tcp().from("198.51.100.7:1611").to("10.244.1.10:80").syn().hop().to_pod(WEB)),
+        row("a neighbour whose MAC is not known: asked for")
+            .input(WEB, web(1612, "192.0.2.77:80"))
+            .begins(NEW)
+            .drops(NeighbourUnresolved),
+        row("a route that is gone")
+            .told(|control| control.set_uplink(UplinkRoutes::default()))
+            .input(WEB, web(1613, "198.51.100.7:80"))
+            .via(TO_POLICY)
+            .drops(NoRoute),
+        row("a pod of this node that is not there")
+            .input(WEB, web(1614, "10.244.1.99:80"))
+            .via(TO_POLICY)
+            .drops(NoRoute),
+        row("from outside to a pod of this node that is not there")
+            .input(UPLINK_PORT, tcp().from("198.51.100.7:1615").to("10.244.1.99:80").syn().from_net(254))
+            .via(TO_POLICY)
+            .drops(NoRoute),
+        row("a link-local address goes through no router")
+            .input(WEB, web_v6(1616, "[fe80::99]:80"))
+            .via(TO_POLICY)
+            .drops(NoRoute),
+        row("a pod of this node that has no port")
+            .input(WEB, web(1617, "10.244.1.14:80"))
+            .via(TO_POLICY)
+            .drops(PortDetached),
+        row("a tunnel whose node is not routable")
+            .told(|control| {
+                control.set_uplink(UplinkRoutes::default());
+            })
+            .input(WEB, web(1618, "10.244.2.10:80"))
+            .begins(NEW)
+            .drops(NeighbourUnresolved),
+    ]
+}
+
+fn hops() -> Vec<Row> {
+    use DropReason::TtlExpired;
+    vec![
+        row("the last hop but one")
+            .input(WEB, web(1630, "198.51.100.7:80").ttl(2))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, web(1630, "198.51.100.7:80").ttl(1).to_net(254)),
+        row("time is up: the pod is told by the gateway")
+            .input(WEB, web(1631, "198.51.100.7:80").ttl(1))
+            .begins(NEW)
+            .refuses(
+                TtlExpired,
+                time_exceeded(&web(1631, "198.51.100.7:80").ttl(1)).from("10.244.1.1").to_pod(WEB),
+            ),
+        row("time was up before").input(WEB, web(1632, "198.51.100.7:80").ttl(0)).begins(NEW).refuses(
+            TtlExpired,
+            time_exceeded(&web(1632, "198.51.100.7:80").ttl(0)).from("10.244.1.1").to_pod(WEB),
+        ),
+        row("time is up, IPv6").input(WEB, web_v6(1633, "[2001:db8:7::7]:80").ttl(1)).begins(NEW).refuses(
+            TtlExpired,
+            time_exceeded(&web_v6(1633, "[2001:db8:7::7]:80").ttl(1)).from("fd00:244:1::1").to_pod(WEB),
+        ),
+        row("time is up on the way to a Service: the packet is quoted as it was sent")
+            .input(WEB, web(1634, "10.96.0.11:80").ttl(1))
+            .begins(NEW)
+            .refuses(
+                TtlExpired,
+                time_exceeded(&web(1634, "10.96.0.11:80").ttl(1)).from("10.244.1.1").to_pod(WEB),
+            ),
+        row("time is up: the outside is told by the node")
+            .input(
+                UPLINK_PORT,
+                tcp().from("198.51.100.7:1635").to("192.0.2.1:30080").syn().ttl(1).from_net(254),
+            )
+            .begins(NEW)
+            .refuses(TtlExpired, {
+                let asked = tcp().from("198.51.100.7:1635").to("192.0.2.1:30080").syn().ttl(1);
+                time_exceeded(&asked).from("192.0.2.1").to_net(254)
+            }),
+        row("time is up: another node's pod is told through the tunnel")
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.11:1636").to("10.244.1.10:80").syn().ttl(1)))
+            .begins(NEW_DECAP)
+            .refuses(TtlExpired, {
+                let asked = tcp().from("10.244.2.11:1636").to("10.244.1.10:80").syn().ttl(1);
+                to_node2(time_exceeded(&asked).from("10.244.1.1"))
+            }),
+        row("no error about an error")
+            .after(WEB, web(1637, "10.244.1.11:80"))
+            .input(API, port_unreachable(&web(1637, "10.244.1.11:80").hop()).ttl(1).from_pod(API))
+            .via(super::KNOWN)
+            .refuses_in_silence(TtlExpired),
+    ]
+}
+
+fn sizes() -> Vec<Row> {
+    use DropReason::TooBig;
+    let outside =
+        |sport: u16| tcp().from("198.51.100.7:0").source_port(sport).to("10.244.1.10:80").from_net(254);
+    let outside_v6 = |sport: u16| {
+        tcp().from("[2001:db8:7::7]:0").source_port(sport).to("[fd00:244:1::10]:80").from_net(254)
+    };
+    vec![
+        row("as large as the pod takes")
+            .input(UPLINK_PORT, outside(1650).ip_len(MTU))
+            .begins(NEW)
+            .forwards(WEB, outside(1650).ip_len(MTU).hop().to_pod(WEB)),
+        row("larger than the pod takes: its sender is told how much it may be")
+            .input(UPLINK_PORT, outside(1651).ip_len(MTU + 1))
+            .begins(NEW)
+            .refuses(
+                TooBig,
+                too_big(MTU as u32, &outside(1651).ip_len(MTU + 1)).from("192.0.2.1").to_net(254),
+            ),
+        row("larger than the pod takes, IPv6")
+            .input(UPLINK_PORT, outside_v6(1652).ip_len(1500))
+            .begins(NEW)
+            .refuses(
+                TooBig,
+                too_big(MTU as u32, &outside_v6(1652).ip_len(1500)).from("2001:db8::1").to_net(254),
+            ),
+        row("larger than the pod takes, and might be fragmented, which is not done")
+            .input(UPLINK_PORT, outside(1653).may_fragment().ip_len(1500))
+            .begins(NEW)
+            .drops(TooBig),
+        row("larger than a NodePort's backend takes")
+            .input(UPLINK_PORT, outside(1654).to("192.0.2.1:30080").ip_len(1500))
+            .begins(NEW)
+            .refuses(
+                TooBig,
+                too_big(MTU as u32, &outside(1654).to("192.0.2.1:30080").ip_len(1500))
+                    .from("192.0.2.1")
+                    .to_net(254),
+            ),
+        row("larger than the tunnel takes")
+            .input(UPLINK_PORT, outside(1655).to("192.0.2.1:30081").ip_len(MTU + 1))
+            .begins(NEW)
+            .refuses(
+                TooBig,
+                too_big(MTU as u32, &outside(1655).to("192.0.2.1:30081").ip_len(MTU + 1))
+                    .from("192.0.2.1")
+                    .to_net(254),
+            ),
+        row("as large as the tunnel takes")
+            .input(WEB, web(1656, "10.244.2.10:80").ip_len(MTU))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(web(1656, "10.244.2.10:80").ip_len(MTU).hop())),
+        row("as large as the tunnel takes, over IPv6")
+            .input(WEB, web(1657, "10.244.3.10:80").ip_len(MTU))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node3(web(1657, "10.244.3.10:80").ip_len(MTU).hop())),
+        row("larger than the pod takes, out of a tunnel: told through it")
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.11:1658").to("10.244.1.10:80").ip_len(1440)))
+            .begins(NEW_DECAP)
+            .refuses(TooBig, {
+                let asked = tcp().from("10.244.2.11:1658").to("10.244.1.10:80").ip_len(1440);
+                to_node2(too_big(MTU as u32, &asked).from("10.244.1.1"))
+            }),
+    ]
+}

@@ -1,0 +1,180 @@
+//! A million frames that nobody should send: truncated, oversized, looping, fragmented, mutated and random.
+//! Counters move, and nothing else: nothing panics, no frame is lost, flows stay bounded and end, and what is
+//! sent is at least as well-formed as what came in.
+//!
+//! A run is made of chunks, each from a seed. A seed that fails is printed; kept in `seeds/hostile.txt` it is
+//! replayed first. `WIRELANE_SEED=n` runs one chunk of that seed.
+
+mod frames;
+
+use std::time::{Instant, SystemTime};
+
+use wirelane_dataplane::batch::PortId;
+use wirelane_dataplane::stats::PortStats;
+use wirelane_dataplane::tables::objects::{Object, ObjectKey};
+use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
+use wirelane_dataplane::verdict::DropReason;
+use wirelane_tests::check::{describe, shape, well_formed};
+use wirelane_tests::cluster::{self, Cluster, WEB};
+use wirelane_tests::node::{Control, Node};
+use wirelane_tests::packet::tcp;
+use wirelane_tests::random::Random;
+
+const FRAMES: usize = 1_000_000;
+const CHUNK: usize = 20_000;
+/// Room for flows, of each family: little, so that the table is full at times.
+const FLOWS: u32 = 512;
+
+#[test]
+fn a_million_hostile_frames_move_counters_and_nothing_else() {
+    if let Ok(seed) = std::env::var("WIRELANE_SEED") {
+        chunk(seed.parse().expect("WIRELANE_SEED is a number"), CHUNK);
+        return;
+    }
+    for line in include_str!("../seeds/hostile.txt").lines().filter(|line| !line.starts_with('#')) {
+        chunk(line.trim().parse().expect("a seed is a number"), CHUNK);
+    }
+    let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let (time, mut random) = (Instant::now(), Random::new(start));
+    for _ in 0..FRAMES / CHUNK {
+        chunk(random.bits(), CHUNK);
+    }
+    println!("{FRAMES} frames in {:?}", time.elapsed());
+}
+
+/// Says which seed it was, if the test fails while this lives.
+struct Running(u64);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let seed = self.0;
+            eprintln!(
+                "seed {seed} fails: keep it in tests/tests/seeds/hostile.txt (WIRELANE_SEED={seed} repeats it)"
+            );
+        }
+    }
+}
+
+fn chunk(seed: u64, frames: usize) {
+    let _running = Running(seed);
+    let mut random = Random::new(seed);
+    let standard = cluster::standard();
+    let mut node = Node::with_flows(&standard, FLOWS);
+    let corpus = frames::corpus();
+    let mut left = frames;
+    while left > 0 {
+        let count = (1 + random.below(200)).min(left);
+        left -= count;
+        if random.once_in(4) {
+            one_by_one(&mut node, &mut random, &corpus, count);
+        } else {
+            together(&mut node, &mut random, &corpus, count);
+        }
+        check(&node);
+        if random.once_in(20) {
+            node.pass(*random.one_of(&[1, 900, 11_000, 31_000, 130_000, 90_000_000]));
+        }
+        if random.once_in(20) {
+            node.change(|control| reconfigure(control, &standard, &mut random));
+        }
+    }
+    recovers(&mut node, &standard);
+}
+
+/// Several frames in one round, or more than fit into a batch.
+fn together(node: &mut Node, random: &mut Random, corpus: &[(PortId, Vec<u8>)], count: usize) {
+    let before = node.control.shared.stats[0].packets.read();
+    for _ in 0..count {
+        let (port, frame) = frames::hostile(random, corpus);
+        node.arrive(port, &frame);
+    }
+    while node.round() > 0 {}
+    assert_eq!(node.control.shared.stats[0].packets.read(), before + count as u64);
+    let sent = node.sent();
+    assert!(sent.len() <= count, "{} frames out of {count}", sent.len());
+    for (_, frame) in sent.iter().filter(|(port, _)| *port != HOST_PORT) {
+        if let Err(error) = shape(frame) {
+            panic!("{error}\n{}", describe(frame));
+        }
+    }
+}
+
+/// Each frame by itself, and what comes out of it is as good as what went in.
+fn one_by_one(node: &mut Node, random: &mut Random, corpus: &[(PortId, Vec<u8>)], count: usize) {
+    for _ in 0..count {
+        let (port, input) = frames::hostile(random, corpus);
+        node.arrive(port, &input);
+        node.round();
+        let sent = node.sent();
+        assert!(sent.len() <= 1, "{} frames out of one", sent.len());
+        for (out, output) in &sent {
+            let as_it_came = *out == HOST_PORT && port == UPLINK_PORT;
+            let good = if well_formed(&input).is_ok() { well_formed(output) } else { shape(output) };
+            if let Err(error) = good
+                && !as_it_came
+            {
+                let (input, output) = (describe(&input), describe(output));
+                panic!("{error}\nin, at port {port}:\n{input}\nout, at port {out}:\n{output}");
+            }
+        }
+    }
+}
+
+fn check(node: &Node) {
+    node.assert_no_frame_lost();
+    let shared = &node.control.shared;
+    let stats = &shared.stats[0];
+    assert!(shared.flows_v4.len() <= u64::from(FLOWS) && shared.flows_v6.len() <= u64::from(FLOWS));
+    // Everything that came in has gone out or is counted as dropped.
+    let total = |of: fn(&PortStats) -> u64| -> u64 { stats.ports.iter().map(|port| of(port)).sum() };
+    let (received, sent) = (total(|port| port.rx_packets.read()), total(|port| port.tx_packets.read()));
+    let dropped: u64 = DropReason::ALL.iter().map(|reason| stats.dropped(*reason)).sum();
+    assert_eq!(received, stats.packets.read());
+    assert!(sent <= received && received <= sent + dropped, "{received} in, {sent} out, {dropped} dropped");
+}
+
+/// Other tables under the flows' feet.
+fn reconfigure(control: &mut Control, standard: &Cluster, random: &mut Random) {
+    let object = random.one_of(&standard.objects).clone();
+    match random.below(4) {
+        0 => control.describe(standard),
+        1 => control.change(vec![], &[object.key()]),
+        2 => control.change(vec![object], &[]),
+        _ => {
+            let (id, _) = random.one_of(&standard.ports);
+            control.builder.set_port(*id, None);
+            control.change(vec![], &[]);
+        }
+    }
+    // Without a node nothing is of interest.
+    let key = ObjectKey::LocalNode;
+    if control.builder.object(&key).is_none() && !random.once_in(10) {
+        let local: Vec<Object> =
+            standard.objects.iter().filter(|other| other.key() == key).cloned().collect();
+        control.change(local, &[]);
+    }
+}
+
+/// Afterwards everything is as on a new node: all flows end, and there is room for as many as ever.
+fn recovers(node: &mut Node, standard: &Cluster) {
+    node.change(|control| control.describe(standard));
+    node.pass(90_000_000);
+    assert_eq!(node.control.counters().of("flows"), 0);
+    for n in 0..FLOWS {
+        for v6 in [false, true] {
+            let (from, to) = if v6 {
+                ("[fd00:244:1::10]:0", "[fd00:244:1::11]:1")
+            } else {
+                ("10.244.1.10:0", "10.244.1.11:1")
+            };
+            let packet = tcp().from(from).to(to).source_port(n as u16 + 1).syn();
+            let outcome = {
+                node.arrive(WEB, &packet.link(cluster::pod_mac(WEB), cluster::GATEWAY_MAC).bytes());
+                node.round();
+                node.sent()
+            };
+            assert_eq!(outcome.len(), 1, "flow {n} finds no room");
+        }
+    }
+}
