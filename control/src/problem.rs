@@ -19,7 +19,7 @@ pub struct Problem {
     pub file: String,
     /// "Kind namespace/name", or "document N" where no object could be read.
     pub object: String,
-    /// Path of the field at fault, such as "spec.ports[0].port"; empty where it is the whole object.
+    /// Path of the field at fault, such as `spec.ports[0].port`; empty where it is the whole object.
     pub field: String,
     /// What is wrong with it, as the rest of a sentence.
     pub reason: String,

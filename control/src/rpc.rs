@@ -15,7 +15,8 @@ use wirelane_proto::v1::{
 };
 
 use crate::{
-    attach::{self, AttachError, Attacher, LinkError, address_bytes, parse_address, parse_pod},
+    attach::{self, AttachError, Attacher, LinkError, parse_address, parse_pod},
+    compile::address_bytes,
     problem::Problems,
     push::Link,
     reconcile::Summary,
@@ -121,7 +122,7 @@ impl Control for ControlService {
         Ok(Response::new(v1::AttachPodResponse {
             host_interface: attached.host_interface,
             mac: attached.mac.0.to_vec(),
-            addresses: attached.addresses.iter().map(address_bytes).collect(),
+            addresses: attached.addresses.iter().copied().map(address_bytes).collect(),
         }))
     }
 

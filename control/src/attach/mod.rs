@@ -23,7 +23,7 @@ use wirelane_proto::v1;
 use self::links::PodLink;
 pub use self::links::{LinkError, host_interface};
 use crate::{
-    compile::Ref,
+    compile::{Ref, address_bytes},
     model::{Mac, Name},
     push::{self, Desired, Link, PushError},
     reconcile::{Cluster, Ended},
@@ -358,14 +358,6 @@ pub(crate) fn parse_address(bytes: &[u8]) -> Option<IpAddr> {
     ipv4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-/// An address as 4 or 16 bytes.
-pub(crate) fn address_bytes(address: &IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}
-
 fn parse_port(port: &v1::PortStatus) -> Option<Attachment> {
     let addresses: Option<Vec<_>> = port.addresses.iter().map(|bytes| parse_address(bytes)).collect();
     Some(Attachment {
@@ -380,7 +372,7 @@ fn port(pod: &Name, attachment: &Attachment) -> v1::AttachPortRequest {
         interface: attachment.host_interface.clone(),
         pod: pod.to_string(),
         mac: attachment.mac.0.to_vec(),
-        addresses: attachment.addresses.iter().map(address_bytes).collect(),
+        addresses: attachment.addresses.iter().copied().map(address_bytes).collect(),
     }
 }
 

@@ -221,7 +221,8 @@ fn problem(
     Problem { file: origin.to_string(), object, field: field.to_owned(), reason: reason.into(), severity }
 }
 
-fn address_bytes(address: IpAddr) -> Vec<u8> {
+/// An address as 4 or 16 bytes.
+pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 /// What is wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Path of the field, such as "spec.ports[0].port".
+    /// Path of the field, such as `spec.ports[0].port`.
     pub field: String,
     /// What is wrong, as the rest of a sentence.
     pub reason: String,

@@ -5,7 +5,7 @@
 //! files, is one change.
 //!
 //! The kernel's notifications say *when* to look, never what changed: a look compares every file's identity, size and
-//! times with the last one and reads what differs. A look every [`RESCAN`] covers what notifications miss (the target of a
+//! times with the last one and reads what differs. A look every two seconds covers what notifications miss (the target of a
 //! link, a network file system, an overflow) for the price of one `stat` per file.
 //!
 //! A file that is being written in place is left alone until its writer closes it, so that half a file never counts as
