@@ -181,7 +181,7 @@ mod tests {
             unknown.contains("dataplane.toml") && unknown.contains("worker") && unknown.contains("line 2")
         );
         let mode = parse("uplink = \"eth0\"\nxdp_mode = \"fast\"\n").unwrap_err();
-        assert!(mode.contains("line 2") && mode.contains("`auto`, `native` or `generic`"), "{mode}");
+        assert!(mode.contains("line 2") && mode.contains("`auto`, `native`, `generic`"), "{mode}");
         for (text, expected) in [
             ("uplink = \"\"", "dataplane.toml: uplink is no name of an interface"),
             ("uplink = \"eth0\"\nworkers = 0", "dataplane.toml: workers is not in 1..64"),

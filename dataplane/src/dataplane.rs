@@ -233,7 +233,7 @@ impl<P: Ports> Dataplane<P> {
     /// # Errors
     /// When the interface or an address is somebody else's, or the interface cannot be opened.
     pub fn attach(&self, attachment: Attachment) -> Result<PortId, AttachError> {
-        let attaching = self.attaching.lock().expect("nobody panics while attaching");
+        let _attaching = self.attaching.lock().expect("nobody panics while attaching");
         let (before, id) = {
             let state = self.state();
             state.check(&attachment)?;
@@ -253,14 +253,6 @@ impl<P: Ports> Dataplane<P> {
         let mut state = self.state();
         self.publish(&mut state);
         state.save_attachments();
-        drop(attaching);
-        tracing::info!(
-            pod = attachment.pod,
-            interface = attachment.interface,
-            port = id,
-            mode = self.ports.mode(id),
-            "port opened"
-        );
         Ok(id)
     }
 
@@ -323,7 +315,9 @@ impl<P: Ports> Dataplane<P> {
     fn restore(&self, saved: Saved) {
         let _attaching = self.attaching.lock().expect("nobody panics while attaching");
         let all = saved.attachments.len();
-        self.state().builder.change(saved.objects, &[]);
+        if self.from_saved {
+            self.state().builder.change(saved.objects, &[]);
+        }
         let mut attached = 0;
         for attachment in saved.attachments {
             let Some(id) = self.state().free_port() else { break };
@@ -358,7 +352,9 @@ impl<P: Ports> Dataplane<P> {
                 addresses: attachment.addresses.clone(),
             }),
         );
-        state.open.insert(id, OpenPort { interface: attachment.interface.clone(), before: self.traffic(id) });
+        let Attachment { pod, interface, .. } = attachment;
+        state.open.insert(id, OpenPort { interface: interface.clone(), before: self.traffic(id) });
+        tracing::info!(pod, interface, port = id, mode = self.ports.mode(id), "port opened");
         Ok(())
     }
 

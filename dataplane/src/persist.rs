@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -207,7 +208,8 @@ impl State {
         self.objects.values().for_each(|object| body.extend_from_slice(object));
 
         let new = path.with_extension("new");
-        let mut file = File::create(&new)?;
+        // It says who talks to whom: nobody else's affair.
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(MAGIC)?;
         file.write_all(&VERSION.to_be_bytes())?;
         file.write_all(&checksum(&body).to_be_bytes())?;

@@ -83,6 +83,7 @@ impl AfXdpPorts {
         let host = HostLink::open(&sockets.netlink, host_end, DATAPLANE_INTERFACE, workers, mtu)?;
         let host_steering = sockets.open_sockets(HOST_PORT, &host.dataplane, Program::Pod, 512)?;
         let host_mode = sockets.attach(HOST_PORT, &host.dataplane, host_steering)?;
+        tracing::info!(interface = DATAPLANE_INTERFACE, mode = host_mode, "host's port opened");
         let uplink_steering = sockets.open_sockets(UPLINK_PORT, &uplink, Program::Uplink, 1024)?;
 
         let fixed = [

@@ -1,1 +1,378 @@
+//! Objects come back as they went, and what cannot be meant is named with its field.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+use wirelane_proto::v1;
+
+use super::*;
+use crate::tables::objects::{
+    Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Node, Object, ObjectKey, Pod, Policy,
+    PortRange, Rule, Service, ServicePort,
+};
+use crate::wire::{Addr, proto};
+
+fn v4() -> impl Strategy<Value = Addr> {
+    (1u8..=126, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| Addr::v4([a, b, c, d]))
+}
+
+fn v6() -> impl Strategy<Value = Addr> {
+    any::<[u8; 15]>().prop_map(|rest| {
+        let mut bytes = [0xfd; 16];
+        bytes[1..].copy_from_slice(&rest);
+        Addr(bytes)
+    })
+}
+
+fn addr() -> impl Strategy<Value = Addr> {
+    prop_oneof![v4(), v6()]
+}
+
+fn cidr(of: impl Strategy<Value = Addr>, spare: u8) -> impl Strategy<Value = IpNet> {
+    (of, any::<u8>()).prop_map(move |(addr, len)| {
+        let most = if addr.is_v4() { 32 } else { 128 } - spare;
+        IpNet::new(addr.into(), len % (most + 1)).unwrap().trunc()
+    })
+}
+
+fn any_cidr() -> impl Strategy<Value = IpNet> {
+    cidr(addr(), 0)
+}
+
+/// At most one of each family.
+fn pair<T: std::fmt::Debug>(
+    a: impl Strategy<Value = T>,
+    b: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Vec<T>> {
+    (option::of(a), option::of(b)).prop_map(|(a, b)| a.into_iter().chain(b).collect())
+}
+
+fn set(of: impl Strategy<Value = Addr>) -> impl Strategy<Value = Vec<Addr>> {
+    btree_set(of, 0..4).prop_map(|set| set.into_iter().collect())
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z0-9]([-a-z0-9.]{0,20}[a-z0-9])?"
+}
+
+fn full_name() -> impl Strategy<Value = String> {
+    (name(), name()).prop_map(|(namespace, name)| format!("{namespace}/{name}"))
+}
+
+fn or_empty(of: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
+    option::of(of).prop_map(Option::unwrap_or_default)
+}
+
+fn mac() -> impl Strategy<Value = [u8; 6]> {
+    any::<[u8; 5]>().prop_map(|[b, c, d, e, f]| [0x02, b, c, d, e, f])
+}
+
+fn protocol() -> impl Strategy<Value = u8> {
+    prop::sample::select(vec![proto::TCP, proto::UDP, proto::SCTP])
+}
+
+fn local_node() -> impl Strategy<Value = Object> {
+    (
+        (name(), pair(v4(), v6()), pair(cidr(v4(), 2), cidr(v6(), 2)), vec(any_cidr(), 0..3)),
+        (1u16.., 0u32..1 << 24, 1280u16..),
+    )
+        .prop_map(|((name, addresses, pod_cidrs, service_cidrs), (vxlan_port, vni, pod_mtu))| {
+            Object::LocalNode(LocalNode {
+                name,
+                addresses,
+                pod_cidrs,
+                service_cidrs,
+                vxlan_port,
+                vni,
+                pod_mtu,
+            })
+        })
+}
+
+fn service_port() -> impl Strategy<Value = ServicePort> {
+    let kinds = [FrontendKind::ClusterIp, FrontendKind::ExternalIp, FrontendKind::LoadBalancer];
+    let frontend =
+        (option::of((addr(), prop::sample::select(kinds.to_vec()))), 1u16..).prop_map(|(address, port)| {
+            match address {
+                Some((address, kind)) => Frontend { kind, address: Some(address), port },
+                None => Frontend { kind: FrontendKind::NodePort, address: None, port },
+            }
+        });
+    let backend = (addr(), 1u16.., or_empty(full_name()), or_empty(name()))
+        .prop_map(|(address, port, pod, node)| Backend { address, port, pod, node });
+    (or_empty("[a-z][-a-z0-9]{0,14}"), protocol(), vec(frontend, 0..4), vec(backend, 0..4)).prop_map(
+        |(name, proto, mut frontends, mut backends)| {
+            let mut seen = BTreeSet::new();
+            frontends.retain(|frontend| seen.insert((frontend.address, frontend.port)));
+            seen.clear();
+            backends.retain(|backend| seen.insert((Some(backend.address), backend.port)));
+            ServicePort { name, proto, frontends, backends }
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = Object> {
+    (full_name(), vec(service_port(), 0..3), any::<u32>()).prop_map(|(name, mut ports, affinity_seconds)| {
+        let (mut names, mut frontends) = (BTreeSet::new(), BTreeSet::new());
+        ports.retain(|port| names.insert((port.name.clone(), port.proto)));
+        for ServicePort { proto, frontends: of, .. } in &mut ports {
+            of.retain(|frontend| frontends.insert((frontend.address, frontend.port, *proto)));
+        }
+        Object::Service(Service { name, ports, affinity_seconds })
+    })
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let block = any_cidr().prop_map(|cidr| {
+        let hole = IpNet::new(cidr.addr(), cidr.max_prefix_len()).unwrap();
+        IpBlock { cidr, except: vec![hole] }
+    });
+    let range = (protocol(), any::<(u16, u16)>()).prop_map(|(proto, (a, b))| PortRange {
+        proto,
+        first: a.min(b),
+        last: a.max(b),
+    });
+    let peers = option::of((vec(1u32.., 0..4), vec(block, 0..3)));
+    (any::<u32>(), vec(1u32.., 0..3), peers, vec(range, 0..3)).prop_map(|(index, subjects, peers, ports)| {
+        let any_peer = peers.is_none();
+        let (peer_identities, peer_blocks) = peers.unwrap_or_default();
+        Rule { index, subjects, any_peer, peer_identities, peer_blocks, ports }
+    })
+}
+
+fn policy() -> impl Strategy<Value = Object> {
+    (full_name(), vec(1u32.., 0..4), any::<(bool, bool)>(), vec(rule(), 0..3), vec(rule(), 0..3)).prop_map(
+        |(name, subjects, (isolates_ingress, isolates_egress), ingress, egress)| {
+            Object::Policy(Policy { name, subjects, isolates_ingress, isolates_egress, ingress, egress })
+        },
+    )
+}
+
+/// Any object that can be meant.
+pub fn any_object() -> impl Strategy<Value = Object> {
+    prop_oneof![
+        local_node(),
+        (name(), set(addr()), vec(any_cidr(), 0..3), mac()).prop_map(
+            |(name, addresses, pod_cidrs, vtep_mac)| {
+                Object::Node(Node { name, addresses, pod_cidrs, vtep_mac })
+            }
+        ),
+        (full_name(), set(addr()), or_empty(name()), 1u32..).prop_map(|(name, addresses, node, identity)| {
+            Object::Pod(Pod { name, addresses, node, identity })
+        }),
+        (1u32.., name(), btree_map("[a-z/.]{1,9}", "[a-z]{0,9}", 0..4))
+            .prop_map(|(id, namespace, labels)| Object::Identity(Identity { id, namespace, labels })),
+        service(),
+        policy(),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn an_object_comes_back_as_it_went(object in any_object()) {
+        let message = object_message(&object);
+        prop_assert_eq!(super::object(&message), Ok(object.clone()));
+        prop_assert_eq!(key(&key_message(&object.key())), Ok(object.key()));
+    }
+}
+
+/// Messages with one fault each, the field that is to be named, and words of the reason.
+type Faults<'a, M> = &'a [(fn(&mut M), &'a str, &'a str)];
+
+#[track_caller]
+fn are_refused<M: Clone>(good: &M, object: fn(M) -> v1::object::Object, faults: Faults<'_, M>) {
+    for (spoil, field, reason) in faults {
+        let mut bad = good.clone();
+        spoil(&mut bad);
+        let message = v1::Object { object: Some(object(bad)) };
+        let error = super::object(&message).expect_err(field).invalid;
+        assert_eq!(error.field, *field, "{error}");
+        assert!(error.reason.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn a_local_node_is_checked() {
+    let faults: Faults<'_, v1::LocalNode> = &[
+        (|node| node.name.clear(), "name", "is empty"),
+        (|node| node.addresses[0] = vec![1; 5], "addresses[0]", "has 5 bytes"),
+        (|node| node.addresses[0] = vec![127, 0, 0, 1], "addresses[0]", "no connection's"),
+        (|node| node.addresses.push(vec![10, 9, 9, 9]), "addresses", "more than one of a family"),
+        (|node| node.addresses[1] = Addr::v4([1; 4]).0.to_vec(), "addresses[1]", "IPv4 address in 16"),
+        (|node| node.pod_cidrs[0].prefix_len = 31, "pod_cidrs[0].prefix_len", "no room for a gateway"),
+        (|node| node.pod_cidrs[0].prefix_len = 33, "pod_cidrs[0].prefix_len", "not in 0..32"),
+        (|node| node.pod_cidrs[0].address[3] = 1, "pod_cidrs[0].address", "bits after its prefix"),
+        (|node| again(&mut node.pod_cidrs), "pod_cidrs", "more than one of a family"),
+        (|node| node.vxlan_port = 65_536, "vxlan_port", "not in 1..65535"),
+        (|node| node.vni = 1 << 24, "vni", "not in"),
+        (|node| node.pod_mtu = 1279, "pod_mtu", "not in 1280"),
+    ];
+    are_refused(&local_node_sample(), v1::object::Object::LocalNode, faults);
+}
+
+#[test]
+fn a_service_is_checked() {
+    let faults: Faults<'_, v1::Service> = &[
+        (|service| service.namespace.clear(), "namespace", "is empty"),
+        (|service| service.name = "a/b".into(), "name", "is no name"),
+        (|service| service.ports[0].protocol = 9, "ports[0].protocol", "is none that"),
+        (|service| service.ports[0].name = "a:b".into(), "ports[0].name", "no name of a port"),
+        (|service| service.ports[0].frontends[0].kind = 0, "ports[0].frontends[0].kind", "is none that"),
+        (|service| service.ports[0].frontends[0].port = 0, "ports[0].frontends[0].port", "not in 1..65535"),
+        (
+            |service| service.ports[0].frontends[1].address = vec![1; 4],
+            "ports[0].frontends[1].address",
+            "empty",
+        ),
+        (|service| again(&mut service.ports[0].frontends), "ports[0].frontends[2]", "is there twice"),
+        (|service| again(&mut service.ports[0].backends), "ports[0].backends[1]", "is there twice"),
+        (|service| again(&mut service.ports), "ports[1].name", "another port"),
+        (
+            |service| service.ports[0].backends[0].pod = "a".into(),
+            "ports[0].backends[0].pod",
+            "namespace/name",
+        ),
+    ];
+    are_refused(&service_sample(), v1::object::Object::Service, faults);
+}
+
+#[test]
+fn a_policy_is_checked() {
+    let faults: Faults<'_, v1::Policy> = &[
+        (|policy| policy.subjects = vec![3, 0], "subjects[1]", "nobody's identity"),
+        (|policy| policy.ingress[0].any_peer = true, "ingress[0].any_peer", "beside peers"),
+        (|policy| policy.ingress[0].ports[0].last = 7, "ingress[0].ports[0].last", "before the first port"),
+        (|policy| block(policy).cidr = None, "ingress[0].peer_blocks[0].cidr", "is missing"),
+        (
+            |policy| block(policy).except[0].address[0] = 11,
+            "ingress[0].peer_blocks[0].except[0]",
+            "not within",
+        ),
+    ];
+    are_refused(&policy_sample(), v1::object::Object::Policy, faults);
+}
+
+#[test]
+fn an_object_of_no_kind_is_refused() {
+    let error = super::object(&v1::Object::default()).unwrap_err();
+    assert_eq!(error.object.kind(), v1::Kind::Unspecified);
+}
+
+#[test]
+fn an_error_names_its_object_as_its_sender_knows_it() {
+    let mut service = service_sample();
+    service.ports[0].protocol = 0;
+    let message = v1::Object { object: Some(v1::object::Object::Service(service)) };
+    let error = super::object(&message).unwrap_err();
+    assert_eq!(error.object, v1::ObjectRef { kind: v1::Kind::Service.into(), name: "shop/web".into() });
+    let error = v1::ApplyError::from(error);
+    assert_eq!(error.code(), v1::apply_error::Code::InvalidObject);
+}
+
+#[test]
+fn names_of_objects_are_checked_too() {
+    let reference = |kind: v1::Kind, name: &str| v1::ObjectRef { kind: kind.into(), name: name.into() };
+    assert_eq!(key(&reference(v1::Kind::Identity, "7")), Ok(ObjectKey::Identity(7)));
+    for (kind, name) in [
+        (v1::Kind::Unspecified, "a"),
+        (v1::Kind::LocalNode, "a"),
+        (v1::Kind::Node, ""),
+        (v1::Kind::Pod, "no-namespace"),
+        (v1::Kind::Pod, "a/b/c"),
+        (v1::Kind::Identity, "seven"),
+    ] {
+        assert!(key(&reference(kind, name)).is_err(), "{kind:?} {name:?}");
+    }
+}
+
+#[test]
+fn an_attachment_is_checked() {
+    let good = v1::AttachPortRequest {
+        interface: "wl0123456789ab".into(),
+        pod: "shop/web-1".into(),
+        mac: vec![2, 0, 0, 0, 0, 1],
+        addresses: vec![vec![10, 244, 1, 5]],
+    };
+    let parsed = attachment(&good).unwrap();
+    assert_eq!(attachment_message(&parsed), good);
+    let with = |change: fn(&mut v1::AttachPortRequest)| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        attachment(&bad).unwrap_err().field
+    };
+    assert_eq!(with(|bad| bad.interface = "sixteen-letters-".into()), "interface");
+    assert_eq!(with(|bad| bad.interface = "../eth0".into()), "interface");
+    assert_eq!(with(|bad| bad.pod = "web-1".into()), "pod");
+    assert_eq!(with(|bad| bad.mac = vec![1, 0, 0, 0, 0, 1]), "mac");
+    assert_eq!(with(|bad| bad.addresses.clear()), "addresses");
+    assert_eq!(with(|bad| bad.addresses.push(vec![10, 244, 1, 6])), "addresses");
+}
+
+fn local_node_sample() -> v1::LocalNode {
+    v1::LocalNode {
+        name: "node1".into(),
+        addresses: vec![vec![192, 0, 2, 11], vec![0xfd; 16]],
+        pod_cidrs: vec![cidr_message(&[10, 244, 1, 0], 24)],
+        service_cidrs: vec![cidr_message(&[10, 96, 0, 0], 16)],
+        vxlan_port: 4789,
+        vni: 4096,
+        pod_mtu: 1450,
+    }
+}
+
+fn service_sample() -> v1::Service {
+    let cluster_ip = v1::frontend::Kind::ClusterIp.into();
+    let node_port = v1::frontend::Kind::NodePort.into();
+    let port = v1::ServicePort {
+        name: "http".into(),
+        protocol: v1::Protocol::Tcp.into(),
+        frontends: vec![
+            v1::Frontend { kind: cluster_ip, address: vec![10, 96, 0, 80], port: 80 },
+            v1::Frontend { kind: node_port, address: vec![], port: 30080 },
+        ],
+        backends: vec![v1::Backend {
+            address: vec![10, 244, 1, 5],
+            port: 8080,
+            pod: "shop/web-1".into(),
+            node: "node1".into(),
+        }],
+    };
+    v1::Service { namespace: "shop".into(), name: "web".into(), ports: vec![port], affinity_seconds: 0 }
+}
+
+fn policy_sample() -> v1::Policy {
+    let block = v1::IpBlock {
+        cidr: Some(cidr_message(&[10, 0, 0, 0], 8)),
+        except: vec![cidr_message(&[10, 1, 0, 0], 16)],
+    };
+    let rule = v1::Rule {
+        peer_identities: vec![4],
+        peer_blocks: vec![block],
+        ports: vec![v1::PortRange { protocol: v1::Protocol::Tcp.into(), first: 80, last: 90 }],
+        ..v1::Rule::default()
+    };
+    v1::Policy {
+        namespace: "shop".into(),
+        name: "web".into(),
+        subjects: vec![3],
+        isolates_ingress: true,
+        ingress: vec![rule],
+        ..v1::Policy::default()
+    }
+}
+
+fn cidr_message(address: &[u8], prefix_len: u32) -> v1::Cidr {
+    v1::Cidr { address: address.into(), prefix_len }
+}
+
+fn block(policy: &mut v1::Policy) -> &mut v1::IpBlock {
+    &mut policy.ingress[0].peer_blocks[0]
+}
+
+/// The first is there a second time, at the end.
+fn again<T: Clone>(list: &mut Vec<T>) {
+    list.push(list[0].clone());
+}
