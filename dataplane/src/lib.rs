@@ -8,16 +8,22 @@ pub mod batch;
 pub mod clock;
 #[cfg(feature = "af-xdp")]
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod dataplane;
 pub mod engine;
 pub mod io;
+#[cfg(feature = "daemon")]
 pub mod kernel;
+#[cfg(feature = "daemon")]
 mod latency;
 pub mod path;
+#[cfg(feature = "daemon")]
 pub mod persist;
+#[cfg(feature = "daemon")]
 pub mod ports;
 mod prefetch;
 pub mod rcu;
+#[cfg(feature = "daemon")]
 pub mod rpc;
 pub mod stages;
 pub mod stats;
