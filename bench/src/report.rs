@@ -1,12 +1,16 @@
 //! The figures of one run of the report, and how they are shown.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::machine::Machine;
 use crate::measure::{Samples, Tsc};
 use crate::registry::{self, ENTRIES};
+
+/// When `--quick` begins nothing more: what takes longest after that takes a quarter of it.
+const LATE: Duration = Duration::from_secs(40);
 
 /// One figure.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,10 +40,10 @@ pub struct Report {
     pub quick: bool,
     /// The clock.
     pub tsc: Tsc,
+    started: Instant,
     machine: Machine,
     wanted: HashSet<&'static str>,
     figures: Vec<Figure>,
-    skipped: Vec<(&'static str, String)>,
 }
 
 #[derive(Serialize)]
@@ -54,12 +58,24 @@ impl Report {
         let tsc = Tsc::calibrate();
         let chosen = ENTRIES.iter().filter(|entry| entry.name.starts_with(only));
         let wanted = chosen.flat_map(|entry| [Some(entry.name), entry.against]).flatten().collect();
-        Report { quick, machine: Machine::here(&tsc), tsc, wanted, figures: Vec::new(), skipped: Vec::new() }
+        Report {
+            quick,
+            started: Instant::now(),
+            machine: Machine::here(&tsc),
+            tsc,
+            wanted,
+            figures: Vec::new(),
+        }
     }
 
     /// Whether a figure is asked for.
     pub fn wants(&self, name: &str) -> bool {
         self.wanted.contains(name)
+    }
+
+    /// Whether there is no time for another group.
+    pub fn is_late(&self) -> bool {
+        self.quick && self.started.elapsed() > LATE
     }
 
     /// How often to measure.
@@ -99,9 +115,9 @@ impl Report {
     pub fn skip(&mut self, name: &str, reason: impl Into<String>) {
         let entry = registry::find(name).unwrap_or_else(|| panic!("{name} is not in the registry"));
         if self.wants(name) {
-            let reason = reason.into();
-            println!("{name:<28} skipped: {reason}");
-            self.skipped.push((entry.name, reason));
+            let skipped = format!("skipped: {}", reason.into());
+            println!("{name:<28} {skipped}");
+            self.machine.warnings.push(format!("{} {skipped}", entry.name));
         }
     }
 

@@ -3,7 +3,7 @@
 use wirelane_dataplane::wire::tcp::{ACK, FIN, SYN};
 
 use crate::groups::Group;
-use crate::lane::{FRAMES, Lane, Timed};
+use crate::lane::{Lane, Timed};
 use crate::measure::Samples;
 use crate::report::Report;
 use crate::world::{Step, Topology, World};
@@ -11,6 +11,8 @@ use wirelane_dataplane::clock::cycles;
 
 pub(super) const GROUP: Group = Group { prefixes: &["path/lifecycle"], run };
 
+/// Connections of one run, all at once.
+const CONNECTIONS: u32 = 32_768;
 /// What one connection sends, as (from the backend, TCP flags).
 const PACKETS: [(bool, u8); 7] = [
     (false, SYN),
@@ -25,7 +27,7 @@ const PACKETS: [(bool, u8); 7] = [
 const FORGOTTEN: u32 = 200_000;
 
 fn run(report: &mut Report) -> anyhow::Result<()> {
-    let mut carrier = Lives::new(FRAMES)?;
+    let mut carrier = Lives::new(CONNECTIONS)?;
     carrier.wave()?;
     let samples = Samples::take(report.runs(), || {
         let timed = carrier.wave()?;
