@@ -16,7 +16,7 @@ use crate::engine::Shared;
 use crate::kernel::host_link::HostRoutes;
 use crate::latency::Latencies;
 use crate::persist::{Saved, Saver};
-use crate::ports::{PortError, Ports};
+use crate::ports::{PortError, Ports, chain};
 use crate::tables::build::{Builder, PortConfig, UplinkRoutes};
 use crate::tables::objects::{Object, ObjectKey};
 use crate::tables::{FIRST_POD_PORT, MAX_PORTS, PortKind, Tables};
@@ -324,7 +324,9 @@ impl<P: Ports> Dataplane<P> {
             match self.open(id, &attachment) {
                 Ok(()) => attached += 1,
                 // Its pod may be gone by now.
-                Err(error) => tracing::warn!(pod = attachment.pod, %error, "port not opened again"),
+                Err(error) => {
+                    tracing::warn!(pod = attachment.pod, error = chain(&error), "port not opened again")
+                }
             }
         }
         let mut state = self.state();
@@ -379,7 +381,9 @@ impl<P: Ports> Dataplane<P> {
         if !is_steered {
             match self.ports.steer(&tables.steering(), &state.host_routes()) {
                 Ok(()) => state.steered = Some(tables.clone()),
-                Err(error) => tracing::error!(%error, "the kernel does not go by the new tables"),
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the kernel does not go by the new tables")
+                }
             }
         }
         tables.revision

@@ -62,7 +62,7 @@ fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
     });
     let (saver, saving) = persist::saver(&path, &saved.clone().unwrap_or_default());
     let dataplane = Arc::new(Dataplane::new(shared.clone(), ports, fixed, saved, saver));
-    dataplane.ports().remove_leftovers();
+    dataplane.ports().remove_leftovers()?;
 
     // No thread before this, no privilege after it.
     privileges::drop_privileges().context("dropping privileges")?;

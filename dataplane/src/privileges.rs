@@ -8,6 +8,9 @@ use rustix::thread::{
 };
 
 /// Links, routes and XDP programs; AF_XDP sockets; loading programs and maps. All for pods to come.
+///
+/// What takes more is done by then: registering memory (CAP_IPC_LOCK, where its limit is low), and the uplink's
+/// program and a look at whose programs there are already (CAP_SYS_ADMIN).
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW).union(CapabilitySet::BPF);
 
 /// Keeps only what attaching pods needs, for good. Capabilities are a thread's: to be called before there are

@@ -55,6 +55,22 @@ pub fn link(netlink: &Netlink, name: &str) -> Result<Link, KernelError> {
     Ok(link)
 }
 
+/// Names of all interfaces.
+///
+/// # Errors
+/// When netlink fails.
+pub fn names(netlink: &Netlink) -> Result<Vec<String>, KernelError> {
+    let request = netlink.handle.link().get().execute();
+    let messages: Vec<LinkMessage> = netlink.ask(|| "list the interfaces".into(), request.try_collect())?;
+    let name = |message: LinkMessage| {
+        message.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        })
+    };
+    Ok(messages.into_iter().filter_map(name).collect())
+}
+
 /// Sets an interface up.
 ///
 /// # Errors

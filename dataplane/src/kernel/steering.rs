@@ -206,6 +206,21 @@ impl Steering {
         Ok(())
     }
 
+    /// Takes the program off an interface, if it is this one that is there. Says whether it was.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(&mut self, netlink: &Netlink, interface: &str) -> Result<bool, KernelError> {
+        let info = xdp(&mut self.ebpf, self.program)?.info().map_err(bpf("look at the program"))?;
+        match program_on(netlink, interface)? {
+            Some((id, Some(mode))) if id == info.id() => {
+                set(netlink, interface, vec![LinkXdp::Fd(-1), LinkXdp::Flags(flag(mode))])?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
     /// What the program has counted.
     ///
     /// # Errors
@@ -255,6 +270,7 @@ impl Steering {
 }
 
 /// Takes a steering program of ours, of this run or an earlier one, off an interface. Says whether one was there.
+/// To see whose it is takes CAP_SYS_ADMIN.
 ///
 /// # Errors
 /// When the interface has somebody else's program, or the kernel refuses.
@@ -279,8 +295,9 @@ struct Attached {
     mode: XdpMode,
 }
 
-/// The steering program of an interface; an error if it has somebody else's.
-fn attached(netlink: &Netlink, interface: &str) -> Result<Option<Attached>, KernelError> {
+/// Number and mode of the XDP program that an interface has, whosever it is. The mode is `None` if it is in
+/// hardware or in more than one.
+fn program_on(netlink: &Netlink, interface: &str) -> Result<Option<(u32, Option<XdpMode>)>, KernelError> {
     let message = links::message(netlink, interface)?;
     let xdp = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::Xdp(xdp) => Some(xdp),
@@ -295,7 +312,12 @@ fn attached(netlink: &Netlink, interface: &str) -> Result<Option<Attached>, Kern
             _ => {}
         }
     }
-    let Some(id) = id else { return Ok(None) };
+    Ok(id.map(|id| (id, mode)))
+}
+
+/// The steering program of an interface; an error if it has somebody else's. Takes CAP_SYS_ADMIN if there is one.
+fn attached(netlink: &Netlink, interface: &str) -> Result<Option<Attached>, KernelError> {
+    let Some((id, mode)) = program_on(netlink, interface)? else { return Ok(None) };
     let program = loaded_programs().flatten().find(|program| program.id() == id);
     match (program, mode) {
         (Some(program), Some(mode))

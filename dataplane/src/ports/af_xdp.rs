@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use hashbrown::HashMap;
 
-use super::{Opened, PortError, Ports};
+use super::{Opened, PortError, Ports, chain};
 use crate::batch::PortId;
 use crate::config::Config;
 use crate::dataplane::FixedPort;
@@ -142,14 +142,18 @@ impl AfXdpPorts {
 
     /// Takes programs that an earlier run has left off pods' interfaces that are not open now, so that they
     /// can be opened later without looking for whose they are, which takes privileges that are dropped.
-    pub fn remove_leftovers(&self) {
+    ///
+    /// # Errors
+    /// When netlink fails; an interface that is not to be had is left as it is.
+    pub fn remove_leftovers(&self) -> Result<(), PortError> {
         let sockets = self.sockets();
         let open: BTreeSet<&str> = sockets.open.values().map(|open| open.link.name.as_str()).collect();
-        for name in pod_interfaces().iter().filter(|name| !open.contains(name.as_str())) {
+        for name in pod_interfaces(&sockets.netlink)?.iter().filter(|name| !open.contains(name.as_str())) {
             if let Err(error) = steering::detach(&sockets.netlink, name) {
-                tracing::debug!(interface = name, %error, "left as it is");
+                tracing::debug!(interface = name, error = chain(&error), "left as it is");
             }
         }
+        Ok(())
     }
 
     fn sockets(&self) -> MutexGuard<'_, Sockets> {
@@ -185,11 +189,13 @@ impl Ports for AfXdpPorts {
 
     fn close(&self, id: PortId) {
         let mut sockets = self.sockets();
-        let Some(open) = sockets.open.remove(&id) else { return };
-        match steering::detach(&sockets.netlink, &open.link.name) {
+        let Some(OpenLink { link, steering: Some(mut steering), .. }) = sockets.open.remove(&id) else {
+            return;
+        };
+        match steering.detach(&sockets.netlink, &link.name) {
             Ok(_) | Err(KernelError::NoInterface(_)) => {}
             Err(error) => {
-                tracing::warn!(interface = open.link.name, %error, "its steering program stays");
+                tracing::warn!(interface = link.name, error = chain(&error), "its steering program stays");
             }
         }
         sockets.close_sockets(id);
@@ -218,7 +224,7 @@ impl Ports for AfXdpPorts {
 /// When the kernel refuses.
 pub fn cleanup(config: &Config) -> Result<(), PortError> {
     let netlink = Netlink::connect()?;
-    let mut interfaces = pod_interfaces();
+    let mut interfaces = pod_interfaces(&netlink)?;
     interfaces.push(config.uplink.clone());
     for name in interfaces {
         match steering::detach(&netlink, &name) {
@@ -269,8 +275,8 @@ enum Worker {
 #[derive(Debug)]
 struct OpenLink {
     link: Link,
-    /// Holds the map in which the program finds the sockets; of the uplink, [`Outside`] has it.
-    _steering: Option<steering::Steering>,
+    /// Its program; [`Outside`] has the uplink's.
+    steering: Option<steering::Steering>,
     zero_copy: bool,
 }
 
@@ -286,7 +292,7 @@ impl Sockets {
         let mut steering = self.loader.load(program)?;
         match self.open_lanes(id, link, &mut steering, fill_idle) {
             Ok(zero_copy) => {
-                let open = OpenLink { link: link.clone(), _steering: None, zero_copy };
+                let open = OpenLink { link: link.clone(), steering: None, zero_copy };
                 self.open.insert(id, open);
                 Ok(steering)
             }
@@ -330,7 +336,7 @@ impl Sockets {
         match steering.attach(&self.netlink, &link.name, self.xdp_mode) {
             Ok(mode) => {
                 let open = self.open.get_mut(&id).expect("its sockets have just been opened");
-                open._steering = Some(steering);
+                open.steering = Some(steering);
                 Ok(mode_text(mode, open.zero_copy))
             }
             Err(error) => {
@@ -344,7 +350,7 @@ impl Sockets {
     fn close_sockets(&mut self, id: PortId) {
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             if let Err(error) = lane.remove(id) {
-                tracing::error!(worker = index, port = id, %error, "its socket is not closed");
+                tracing::error!(worker = index, port = id, error = chain(&error), "its socket is not closed");
             }
         }
     }
@@ -503,12 +509,9 @@ fn mode_text(mode: XdpMode, zero_copy: bool) -> String {
 
 /// Interfaces that are named as the control process names the node's ends of pods' links: "wl" and 12
 /// hexadecimal digits.
-fn pod_interfaces() -> Vec<String> {
-    let names = std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let is_pods = |name: &String| {
-        name.strip_prefix("wl")
-            .is_some_and(|rest| rest.len() == 12 && rest.bytes().all(|c| c.is_ascii_hexdigit()))
-    };
-    names.filter(is_pods).collect()
+fn pod_interfaces(netlink: &Netlink) -> Result<Vec<String>, KernelError> {
+    let is_digits = |rest: &str| rest.len() == 12 && rest.bytes().all(|c| c.is_ascii_hexdigit());
+    let mut names = links::names(netlink)?;
+    names.retain(|name| name.strip_prefix("wl").is_some_and(is_digits));
+    Ok(names)
 }

@@ -50,18 +50,18 @@ pub struct Opened {
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     /// The kernel refused.
-    #[error("{}", chain(.0))]
+    #[error(transparent)]
     Kernel(#[from] KernelError),
     /// There is no memory, or no socket.
     #[cfg(feature = "af-xdp")]
-    #[error("{}", chain(.0))]
+    #[error(transparent)]
     Socket(#[from] XskError),
     /// A worker has panicked.
     #[error(transparent)]
     Worker(#[from] WorkerDied),
     /// No worker could be started.
-    #[error("cannot start a worker: {0}")]
-    Start(std::io::Error),
+    #[error("cannot start a worker")]
+    Start(#[source] std::io::Error),
     /// The interface is there, and not as it has to be.
     #[error("interface {interface}: {problem}")]
     Unfit {
@@ -72,8 +72,8 @@ pub enum PortError {
     },
 }
 
-/// An error and what caused it, in one line.
-fn chain(error: &dyn Error) -> String {
+/// An error and what caused it, in one line: for logs and answers.
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -26,7 +26,7 @@ use wirelane_proto::v1;
 use wirelane_proto::v1::dataplane_server::{Dataplane as DataplaneRpc, DataplaneServer};
 
 use crate::dataplane::{AttachError, Dataplane, Live, Transaction};
-use crate::ports::Ports;
+use crate::ports::{Ports, chain};
 use crate::tables::objects::Object;
 use convert::{Invalid, InvalidObject};
 
@@ -157,7 +157,7 @@ impl<P: Ports> DataplaneRpc for Service<P> {
         let attachment = convert::attachment(&request.into_inner()).map_err(invalid_argument)?;
         let port = blocking(&self.dataplane, |dataplane| dataplane.attach(attachment)).await?;
         let port = port.map_err(|error| {
-            let message = error.to_string();
+            let message = chain(&error);
             match error {
                 AttachError::InterfaceTaken { .. } | AttachError::AddressTaken { .. } => {
                     Status::already_exists(message)
