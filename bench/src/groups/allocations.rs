@@ -18,13 +18,11 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
         report.skip("path/allocations", "this program does not count allocations");
         return Ok(());
     }
-    let mut plain = Established::new(Topology::Plain, FLOWS, FLOWS * 2)?;
-    let mut vxlan = Established::new(Topology::Vxlan, FLOWS, FLOWS * 2)?;
+    let mut established = Established::new(Topology::Vxlan, FLOWS, FLOWS * 2)?;
     let mut new = NewFlows::new(FLOWS, FLOWS * 2)?;
     let mut lives = Lives::new(FLOWS)?;
     let samples = Samples::take(5, || {
-        let mut total = plain.rounds(1)?;
-        total += vxlan.rounds(1)?;
+        let mut total = established.rounds(1)?;
         total += new.fill_and_forget()?;
         total += lives.wave()?;
         Ok(total.allocations as f64 / total.packets as f64)

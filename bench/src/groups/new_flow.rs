@@ -14,8 +14,8 @@ use crate::world::{Step, TABLE, Topology, World};
 pub(super) const GROUP: Group =
     Group { prefixes: &["path/new_flow", "path/stages/service", "path/stages/policy"], run };
 
-/// Flows of one run: the table fills from empty to half.
-const FLOWS: u32 = TABLE / 2;
+/// Flows of one run: the table fills from empty to a quarter.
+const FLOWS: u32 = TABLE / 4;
 /// Longer than an unanswered connection is kept.
 const FORGOTTEN: u32 = 200_000;
 
