@@ -1,9 +1,9 @@
 //! The real daemons between real kernels: whole clusters out of network namespaces, and what the project promises of
 //! them.
 //!
-//! Every test builds a lab of its own ([`bed`]) and is root for it; `WIRELANE_SKIP_PRIVILEGED=1` leaves all of them out.
-//! The daemons are the ones beside the test binary, which `cargo test --workspace` builds; with `-p wirelane-tests` alone
-//! they are as old as their last build.
+//! Every test builds a lab of its own ([`bed`]), for which it has to be root; `WIRELANE_SKIP_PRIVILEGED=1` leaves all
+//! of them out. The daemons are the ones beside the test binary, which `cargo test --workspace` builds; with
+//! `-p wirelane-tests` alone they are as old as their last build.
 
 mod bed;
 mod ends;

@@ -1,4 +1,5 @@
-//! Manifests that are wrong: each is reported where it is wrong, nothing else suffers, and the report goes when it is mended.
+//! Manifests that are wrong: each is reported where it is wrong, nothing else suffers, and the report goes when it is
+//! mended.
 
 use std::{net::SocketAddr, process::Command};
 

@@ -21,8 +21,8 @@ const NODE3: NodePlan = NodePlan::new("node3", 3);
 const NODE4: NodePlan = NodePlan::new("node4", 4);
 const NODE5: NodePlan = NodePlan::new("node5", 5);
 
-/// Outer UDP checksums and source ports: nodes 2 to 5 have them as the kernel's default has it, as other systems have it, and at
-/// both ends of what is valid.
+/// Outer UDP checksums and source ports: nodes 2 to 5 have them as the kernel's default has it, as other systems have
+/// it, and at both ends of what is valid.
 #[test]
 fn kernel_vxlan_is_understood_with_any_checksum_and_source_ports() {
     if !privileged() {
