@@ -113,7 +113,7 @@ fn is_over<F: Family>(flow: FlowRef, table: &FlowTable<F>) -> bool {
 /// Judges and routes one direction of a flow by the tables of now.
 ///
 /// # Errors
-/// The reason why it may not or cannot go on. A flow that policy denies is ended.
+/// The reason why it may not or cannot go on. A flow that policy denies goes no further while it does.
 #[cold]
 fn revalidate<F: Family>(
     flow: FlowRef,
@@ -128,8 +128,9 @@ fn revalidate<F: Family>(
     let ends =
         policy::Ends { src: first.src, dst: to.dst, proto: first.proto, port: to.dport, through_service };
     if let Err(denied) = policy::judge(&ends, cx.tables) {
-        let index = usize::from(meta.has(flags::V6));
-        table.remove(&mut cx.retired[index], cx.epochs, flow);
+        // The flow stays and is asked about for each packet. Without it the other side's next packet would
+        // begin a new one, which its policies may allow, and the denied side's would be that one's replies.
+        table.line(flow).tail().touch(cx.now.tick);
         meta.flow = denied.subject;
         return Err(DropReason::PolicyCut);
     }

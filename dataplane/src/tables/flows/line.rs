@@ -144,6 +144,12 @@ impl Tail<'_> {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// A packet was seen that does not count. Only for the worker that carries the direction.
+    pub fn touch(&self, now: u32) {
+        let packets = self.age.load(Ordering::Relaxed) >> 32;
+        self.age.store(u64::from(now) | packets << 32, Ordering::Relaxed);
+    }
+
     /// When a packet was last seen, in ticks.
     #[inline(always)]
     pub fn last_seen(&self) -> u32 {
@@ -332,8 +338,9 @@ mod tests {
         let tail = line.tail();
         tail.mark(0x83);
         tail.set_hop(NextHop::port(3), 77);
-        tail.count(8, 60);
-        tail.count(9, 1000);
+        tail.count(7, 60);
+        tail.count(8, 1000);
+        tail.touch(9);
         assert_eq!((line.key(), line.rewrite()), (key, rewrite));
         assert!(line.is_for(&key) && !line.is_for(&Key { proto: key.proto.wrapping_add(1), ..key }));
         assert!(!line.is_for(&Key { sport: key.sport.wrapping_add(1), ..key }));
