@@ -47,6 +47,10 @@ async fn a_snapshot_is_what_was_applied() {
     assert_eq!((status.revision, status.services, status.backends), (ack.revision, 1, 2));
     assert_eq!((status.pods, status.policies, status.workers.len()), (2, 1, 2));
     assert!(status.apply_p99_us >= status.apply_p50_us);
+    for worker in &status.workers {
+        let stages: Vec<&str> = worker.stages.iter().map(|stage| stage.stage.as_str()).collect();
+        assert_eq!(stages, wirelane_dataplane::path::STAGES);
+    }
 }
 
 #[tokio::test]

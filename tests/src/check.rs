@@ -2,7 +2,7 @@
 //! embedded ones; and the form in which failing tests print packets.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     EtherType, Ethernet2Header, Ipv4Header, Ipv6Header, NetSlice, SlicedPacket, TransportSlice,
@@ -208,6 +208,26 @@ fn tunnel_udp(frame: &[u8]) -> Option<usize> {
     };
     let port = frame.get(at + 2..at + 4)?;
     (port == VXLAN_PORT.to_be_bytes() && frame.len() >= at + 16).then_some(at)
+}
+
+/// Source and destination of a TCP, UDP or ICMP packet; the ports of an echo are its identifier. `None` of
+/// others.
+pub fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let sliced = SlicedPacket::from_ethernet(frame).ok()?;
+    let (src, dst) = match sliced.net? {
+        NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Arp(_) => return None,
+    };
+    let identifier = |[a, b, ..]: [u8; 4]| (u16::from_be_bytes([a, b]), u16::from_be_bytes([a, b]));
+    let (sport, dport) = match sliced.transport? {
+        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        TransportSlice::Icmpv4(message) => identifier(message.bytes5to8()),
+        TransportSlice::Icmpv6(message) => identifier(message.bytes5to8()),
+        TransportSlice::Igmp(_) => return None,
+    };
+    Some((SocketAddr::new(src, sport), SocketAddr::new(dst, dport)))
 }
 
 /// A frame for people: one line of what it is, and its bytes.

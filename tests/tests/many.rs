@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::check::{TUNNEL_PORTS, inner, summary, tunnel_source_port, well_formed};
+use wirelane_tests::check::{self, TUNNEL_PORTS, inner, tunnel_source_port, well_formed};
 use wirelane_tests::cluster::{
     self, API, GATEWAY_MAC, UPLINK_MAC, VNI, WEB, addr, neighbour_mac, pod_mac, vtep_mac,
 };
@@ -23,12 +23,10 @@ fn from_net(packet: Packet) -> Packet {
     packet.link(neighbour_mac(100), UPLINK_MAC)
 }
 
-/// Source and destination of a frame of IPv4 and TCP or UDP.
+/// Source and destination, as text.
 fn ends(frame: &[u8]) -> (String, String) {
-    let text = summary(frame);
-    let words: Vec<&str> = text.split_whitespace().collect();
-    // "mac > mac source > destination ttl n TCP sport > dport ..."
-    (format!("{}:{}", words[3], words[9]), format!("{}:{}", words[5], words[11]))
+    let (from, to) = check::ends(frame).unwrap();
+    (from.to_string(), to.to_string())
 }
 
 #[test]

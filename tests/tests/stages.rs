@@ -45,6 +45,24 @@ fn every_stage_has_its_file() {
     }
 }
 
+/// `WIRELANE_WRITE=1` writes the file anew.
+#[test]
+fn the_docs_list_the_drop_reasons() {
+    let file = format!("{}/../dataplane/DROPS.md", env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::from(
+        "# Why packets are dropped\n\nWritten from the one list in `src/verdict.rs`, which a test compares with this: \
+         the labels are those of metrics,\nprotobuf and `wirelane drops`.\n\n| label | |\n|---|---|\n",
+    );
+    for reason in DropReason::ALL {
+        text.push_str(&format!("| `{}` | {} |\n", reason.label(), reason.sentence()));
+    }
+    if std::env::var_os("WIRELANE_WRITE").is_some() {
+        std::fs::write(&file, &text).unwrap();
+    }
+    let written = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(written == text, "{file} is not what verdict.rs says: WIRELANE_WRITE=1 writes it anew");
+}
+
 #[test]
 fn every_drop_reason_is_used_where_packets_are_dropped() {
     let folder = format!("{}/../dataplane/src", env!("CARGO_MANIFEST_DIR"));

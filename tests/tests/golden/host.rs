@@ -31,7 +31,10 @@ fn not_ours() -> Vec<Row> {
         row("another kind of frame")
             .input(UPLINK_PORT, frame(neighbour_mac(9), UPLINK_MAC, 0x88cc, &[7; 50]))
             .to_host(),
-        row("a VLAN").input(UPLINK_PORT, frame(neighbour_mac(9), UPLINK_MAC, 0x8100, &[7; 50])).to_host(),
+        row("a VLAN")
+            .memory_only("the kernel takes the tag out before packet sockets get the frame")
+            .input(UPLINK_PORT, frame(neighbour_mac(9), UPLINK_MAC, 0x8100, &[7; 50]))
+            .to_host(),
         row("a router's advertisement")
             .input(
                 UPLINK_PORT,

@@ -4,6 +4,8 @@
 //! leaves by which port, byte for byte, and so which counters move: all others must stand still. The rows are
 //! in the file of the stage that decides. They run over any [`Driver`].
 
+#[cfg(feature = "af-xdp")]
+mod af_xdp;
 mod conntrack;
 mod decap;
 mod forward;
@@ -12,13 +14,15 @@ mod memory;
 mod parse;
 mod policy;
 mod service;
+#[cfg(feature = "af-xdp")]
+mod tap;
 
 use std::collections::BTreeSet;
 
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::HOST_PORT;
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::check::{describe, normal, well_formed};
+use wirelane_tests::check::{describe, ends, inner, normal, well_formed};
 use wirelane_tests::cluster::{self, Cluster, GATEWAY_MAC, HOST_MAC};
 use wirelane_tests::node::{Control, Counters};
 use wirelane_tests::packet::Packet;
@@ -64,6 +68,8 @@ struct Row {
 enum Step {
     /// Another packet, which has to get through.
     Packet(PortId, Vec<u8>),
+    /// Another packet, which does not get through.
+    Lost(PortId, Vec<u8>),
     /// Other tables.
     Change(Box<dyn Fn(&mut Control)>),
 }
@@ -107,6 +113,12 @@ impl Row {
         self
     }
 
+    /// First, this packet does not get through.
+    fn lost(mut self, port: PortId, packet: impl Into<Vec<u8>>) -> Row {
+        self.before.push(Step::Lost(port, packet.into()));
+        self
+    }
+
     /// First, the node is told something else.
     fn told(mut self, change: impl Fn(&mut Control) + 'static) -> Row {
         self.before.push(Step::Change(Box::new(change)));
@@ -129,12 +141,6 @@ impl Row {
     fn begins(mut self, stages: &[&'static str]) -> Row {
         self.flows = 1;
         self.via(stages)
-    }
-
-    /// Change of the number of flows.
-    fn flows(mut self, n: i64) -> Row {
-        self.flows = n;
-        self
     }
 
     fn forwards(mut self, port: PortId, packet: impl Into<Vec<u8>>) -> Row {
@@ -166,6 +172,7 @@ impl Row {
         self
     }
 
+    #[allow(clippy::wrong_self_convention, reason = "it says where the packet goes, and converts nothing")]
     fn to_host(mut self) -> Row {
         self.verdict = Expected::Host;
         self
@@ -230,9 +237,11 @@ impl Row {
         for step in &self.before {
             match step {
                 Step::Change(change) => driver.change(change),
-                Step::Packet(port, frame) => {
-                    if driver.run(*port, frame).is_empty() {
-                        return Err(format!("a packet before it did not get through:\n{}", describe(frame)));
+                Step::Packet(port, frame) | Step::Lost(port, frame) => {
+                    let lost = matches!(step, Step::Lost(..));
+                    if driver.run(*port, frame).is_empty() != lost {
+                        let word = if lost { "got" } else { "did not get" };
+                        return Err(format!("a packet before it {word} through:\n{}", describe(frame)));
                     }
                 }
             }
@@ -273,11 +282,19 @@ impl Row {
     fn rules_differ(&self, control: &Control) -> Option<String> {
         use wirelane_dataplane::tables::flows::line::Line;
         let (egress, ingress) = self.rules?;
-        // The flow that was made last has the highest record number, as none has ended.
+        let (_, frame) = self.input.as_ref().expect("a row has a packet");
+        let (src, dst) = ends(inner(frame).unwrap_or(frame)).expect("a packet with ends");
         let rules = control.shared.with_flows(|v4, _| {
-            let mut last = None;
-            v4.for_each(|flow| last = last.max(Some(flow)));
-            last.map(|flow| v4.line(flow.reversed()).tail().ids())
+            let mut rules = None;
+            v4.for_each(|flow| {
+                let key = v4.line(flow).key();
+                if (key.src, key.sport, key.dst, key.dport)
+                    == (src.ip().into(), src.port(), dst.ip().into(), dst.port())
+                {
+                    rules = Some(v4.line(flow.reversed()).tail().ids());
+                }
+            });
+            rules
         });
         let name = |id| control.builder.names().name(id).unwrap_or_default().to_owned();
         let found = rules.map(|(egress, ingress)| (name(egress), name(ingress)));
@@ -350,6 +367,7 @@ mod link {
     use super::Packet;
 
     /// What tests add to packets: who sends the frame to whom.
+    #[allow(clippy::wrong_self_convention, reason = "they say where the frame goes, and convert nothing")]
     pub trait Link {
         /// From a pod to the dataplane.
         fn from_pod(self, port: PortId) -> Packet;

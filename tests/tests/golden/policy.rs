@@ -125,7 +125,6 @@ fn changes() -> Vec<Row> {
             .told(move |control| control.change(vec![nobody()], &[]))
             .input(API, api(1540))
             .via(SEEN)
-            .flows(-1)
             .drops(PolicyCut)
             .by_subject(IDENTITY_DB),
         row("it is cut from the other side, too")
@@ -134,9 +133,25 @@ fn changes() -> Vec<Row> {
             .told(move |control| control.change(vec![nobody()], &[]))
             .input(DB, db(1541).payload(b"row"))
             .via(SEEN)
-            .flows(-1)
             .drops(PolicyCut)
             .by_subject(IDENTITY_DB),
+        row("what is cut stays cut: the other side's next packet begins nothing new")
+            .after(API, api(1547).syn())
+            .after(DB, db(1547).syn_ack())
+            .told(move |control| control.change(vec![nobody()], &[]))
+            .lost(API, api(1547))
+            .input(DB, db(1547).payload(b"row"))
+            .via(SEEN)
+            .drops(PolicyCut)
+            .by_subject(IDENTITY_DB),
+        row("what is cut goes on when it is allowed again")
+            .after(API, api(1548).syn())
+            .told(move |control| control.change(vec![nobody()], &[]))
+            .lost(API, api(1548))
+            .told(|control| control.describe(&cluster::standard()))
+            .input(API, api(1548))
+            .via(KNOWN)
+            .forwards(DB, api(1548).hop().to_pod(DB)),
         row("a revision that still allows it, by another rule, leaves it")
             .after(API, api(1542).syn())
             .told(|control| {
@@ -162,7 +177,6 @@ fn changes() -> Vec<Row> {
             })
             .input(WEB, tcp().from("10.244.1.10:1544").to("10.96.0.10:80").from_pod(WEB))
             .via(SEEN)
-            .flows(-1)
             .drops(PolicyCut)
             .by_subject(cluster::IDENTITY_WEB),
         row("a rule that is gone lets nobody in")

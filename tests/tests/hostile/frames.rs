@@ -114,7 +114,17 @@ pub fn corpus() -> Vec<(PortId, Vec<u8>)> {
     }
     let third = tcp().from("10.244.3.10:3300").to("10.244.1.10:80").syn();
     add(UPLINK_PORT, udp().from("[2001:db8::3]:50000").to("[2001:db8::1]:4789").vxlan(VNI, third));
-    add(WEB, sctp(3000, 5000).from("10.244.1.10").to("10.96.0.14"));
+    for to in ["10.96.0.14", "10.244.1.10"] {
+        for port in [5000, 5001] {
+            add(API, sctp(3000, port).from("10.244.1.11").to(to));
+        }
+    }
+    add(API, tcp().from("10.244.1.11:3000").to("10.96.0.15:80").syn());
+    for to in ["10.244.1.12:5432", "10.96.0.17:5432"] {
+        add(API, tcp().from("10.244.1.11:3000").to(to).syn());
+        add(API, tcp().from("10.244.1.11:3000").to(to).payload(b"select"));
+    }
+    add(WEB, udp().from("10.244.1.10:50000").to("192.0.2.2:4789").vxlan(VNI, smuggled()));
     add(WEB, other(47).payload(&[0; 30]).from("10.244.1.10").to("198.51.100.7"));
     add(PENDING, tcp().from("10.244.1.13:1").to("10.244.1.10:80"));
     add(WEB, ping(1).from("10.244.1.10").to("169.254.1.1"));
@@ -134,6 +144,11 @@ pub fn corpus() -> Vec<(PortId, Vec<u8>)> {
         arp((neighbour_mac(77), UPLINK_MAC), 2, (neighbour_mac(77), "192.0.2.77"), (UPLINK_MAC, "192.0.2.1")),
     ));
     frames
+}
+
+/// What a pod would smuggle.
+fn smuggled() -> Vec<u8> {
+    tcp().from("10.244.2.11:1").to("10.244.1.12:5432").syn().bytes()
 }
 
 /// The next frame, and the port that it comes by.
@@ -190,7 +205,7 @@ fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
         1 => frame[at] = random.bits() as u8,
         2 => {
             frame[at] = *random
-                .one_of(&[0, 1, 4, 5, 6, 17, 43, 44, 51, 58, 59, 60, 0x45, 0x4f, 0x60, 0x7f, 0x80, 0xff])
+                .one_of(&[0, 1, 4, 5, 6, 17, 43, 44, 51, 58, 59, 60, 0x45, 0x4f, 0x60, 0x7f, 0x80, 0xff]);
         }
         3 if at + 1 < frame.len() => {
             let word = *random

@@ -23,12 +23,13 @@ use wirelane_tests::random::Random;
 const FRAMES: usize = 1_000_000;
 const CHUNK: usize = 20_000;
 /// Room for flows, of each family: little, so that the table is full at times.
-const FLOWS: u32 = 512;
+const FLOWS: u32 = 64;
 
 #[test]
 fn a_million_hostile_frames_move_counters_and_nothing_else() {
     if let Ok(seed) = std::env::var("WIRELANE_SEED") {
-        chunk(seed.parse().expect("WIRELANE_SEED is a number"), CHUNK);
+        let drops = chunk(seed.parse().expect("WIRELANE_SEED is a number"), CHUNK);
+        println!("{}", table(&drops));
         return;
     }
     for line in include_str!("../seeds/hostile.txt").lines().filter(|line| !line.starts_with('#')) {
@@ -36,10 +37,26 @@ fn a_million_hostile_frames_move_counters_and_nothing_else() {
     }
     let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
     let (time, mut random) = (Instant::now(), Random::new(start));
+    let mut drops = vec![0; DropReason::ALL.len()];
     for _ in 0..FRAMES / CHUNK {
-        chunk(random.bits(), CHUNK);
+        for (sum, count) in drops.iter_mut().zip(chunk(random.bits(), CHUNK)) {
+            *sum += count;
+        }
     }
-    println!("{FRAMES} frames in {:?}", time.elapsed());
+    println!("{FRAMES} frames in {:?}\n{}", time.elapsed(), table(&drops));
+    // What never happens in a million frames is not tried either.
+    for (reason, count) in DropReason::ALL.iter().zip(&drops) {
+        assert!(*count > 0 || NEVER.contains(reason), "no frame was dropped for {}", reason.label());
+    }
+}
+
+/// Reasons that no hostile frame leads to.
+const NEVER: &[DropReason] = &[DropReason::NoHeadroom];
+
+fn table(drops: &[u64]) -> String {
+    let lines =
+        DropReason::ALL.iter().zip(drops).map(|(reason, count)| format!("{count:>8} {}", reason.label()));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Says which seed it was, if the test fails while this lives.
@@ -56,7 +73,8 @@ impl Drop for Running {
     }
 }
 
-fn chunk(seed: u64, frames: usize) {
+/// Runs so many frames, and gives how many were dropped for which reason.
+fn chunk(seed: u64, frames: usize) -> Vec<u64> {
     let _running = Running(seed);
     let mut random = Random::new(seed);
     let standard = cluster::standard();
@@ -75,11 +93,21 @@ fn chunk(seed: u64, frames: usize) {
         if random.once_in(20) {
             node.pass(*random.one_of(&[1, 900, 11_000, 31_000, 130_000, 90_000_000]));
         }
+        if random.once_in(50) {
+            let id = *random.one_of(&cluster::PORTS);
+            node.port(id).transmit_room = Some(random.below(100));
+        }
         if random.once_in(20) {
             node.change(|control| reconfigure(control, &standard, &mut random));
         }
     }
+    for id in cluster::PORTS {
+        node.port(id).transmit_room = None;
+    }
+    let stats = &node.control.shared.stats[0];
+    let drops = DropReason::ALL.iter().map(|reason| stats.dropped(*reason)).collect();
     recovers(&mut node, &standard);
+    drops
 }
 
 /// Several frames in one round, or more than fit into a batch.
@@ -137,10 +165,12 @@ fn check(node: &Node) {
 /// Other tables under the flows' feet.
 fn reconfigure(control: &mut Control, standard: &Cluster, random: &mut Random) {
     let object = random.one_of(&standard.objects).clone();
-    match random.below(4) {
+    match random.below(6) {
         0 => control.describe(standard),
         1 => control.change(vec![], &[object.key()]),
         2 => control.change(vec![object], &[]),
+        3 => control.change(vec![], &[ObjectKey::LocalNode]),
+        4 => control.change(vec![cluster::db_policy(vec![])], &[]),
         _ => {
             let (id, _) = random.one_of(&standard.ports);
             control.builder.set_port(*id, None);

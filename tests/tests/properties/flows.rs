@@ -1,11 +1,9 @@
 //! Flows against a model: a map from what a packet says to what becomes of it, with Linux's states and
 //! timeouts, written from the documentation.
 
-use std::collections::HashMap;
-
 use proptest::prelude::*;
 use wirelane_dataplane::batch::PortId;
-use wirelane_tests::check::summary;
+use wirelane_tests::check::ends;
 use wirelane_tests::cluster::{self, API, DB, GATEWAY_MAC, LOCKED, WEB, pod_mac};
 use wirelane_tests::node::Node;
 use wirelane_tests::packet::*;
@@ -184,13 +182,6 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Ends as the summary has them.
-fn ends(frame: &[u8]) -> ((String, u16), (String, u16)) {
-    let text = summary(frame);
-    let words: Vec<&str> = text.split_whitespace().collect();
-    ((words[3].into(), words[9].parse().unwrap()), (words[5].into(), words[11].parse().unwrap()))
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { max_shrink_iters: 20_000, ..ProptestConfig::with_cases(300) })]
 
@@ -198,8 +189,6 @@ proptest! {
     fn flows_do_what_a_plain_map_would(steps in prop::collection::vec(step(), 1..150)) {
         let mut node = Node::new(&cluster::standard());
         let mut model = Model::default();
-        // Ports that were chosen at random, by what they stand for in the model.
-        let mut chosen: HashMap<u16, u16> = HashMap::new();
         for (n, step) in steps.iter().enumerate() {
             let (from, to, flags) = match step {
                 Step::Wait(seconds) => {
@@ -222,18 +211,17 @@ proptest! {
             match (&fate, on.as_slice()) {
                 (Fate::Dropped, []) => {}
                 (Fate::Sent { from, to }, [(_, frame)]) => {
-                    let (got_from, got_to) = ends(frame);
-                    prop_assert_eq!(got_to, (to.0.to_owned(), to.1), "step {}: {:?}", n, step);
-                    prop_assert_eq!(&got_from.0, &from.0, "step {}: {:?}", n, step);
+                    let (got_from, got_to) = ends(frame).unwrap();
+                    prop_assert_eq!(got_to.to_string(), format!("{}:{}", to.0, to.1), "step {}: {:?}", n, step);
+                    prop_assert_eq!(got_from.ip().to_string(), from.0.as_str(), "step {}: {:?}", n, step);
                     match from.1 {
-                        Some(port) => prop_assert_eq!(got_from.1, port, "step {}: {:?}", n, step),
+                        Some(port) => prop_assert_eq!(got_from.port(), port, "step {}: {:?}", n, step),
                         None => {
                             // Another port, chosen at random: the model learns which.
                             let flow = &mut model.flows[made.unwrap()];
-                            prop_assert!(got_from.1 >= 1024);
-                            chosen.insert(got_from.1, flow.original[1].0.1);
-                            flow.original[1].0.1 = got_from.1;
-                            flow.reply[0].1.1 = got_from.1;
+                            prop_assert!(got_from.port() >= 1024);
+                            flow.original[1].0.1 = got_from.port();
+                            flow.reply[0].1.1 = got_from.port();
                         }
                     }
                 }

@@ -3,6 +3,9 @@
 //! Where both take a packet, they agree on addresses, protocol, ports and offsets. Where one takes it and the
 //! other does not, [`differs`] has to have the reason: each line of it is a decision.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 use wirelane_dataplane::batch::{Batch, Meta, flags};
@@ -12,6 +15,7 @@ use wirelane_dataplane::path::{Context, Local, Waiting};
 use wirelane_dataplane::rcu::Epochs;
 use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
+use wirelane_dataplane::tables::flows::line::{V4, V6};
 use wirelane_dataplane::tables::flows::{FlowTable, Retired};
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::{HOST_PORT, Tables};
@@ -22,37 +26,56 @@ use wirelane_tests::cluster::{self, GATEWAY_MAC, HOST_MAC};
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-/// Runs parse alone on one frame from the host, whose packets may come from anywhere.
-fn parse_alone(frame: &[u8], tables: &Tables) -> Meta {
-    let mut pool = FramePool::in_memory(1, 4096).unwrap();
-    let mut batch = Batch::default();
-    let mut held = pool.alloc().unwrap();
-    assert!(held.resize(frame.len()));
-    held.bytes_mut().copy_from_slice(frame);
-    batch.push(held, HOST_PORT);
-    let epochs = Epochs::new(0);
-    let stats = WorkerStats::default();
-    let neighbours = Neighbours::default();
-    let mut cx = Context {
-        tables,
-        flows_v4: &FlowTable::new(64, 0).unwrap(),
-        flows_v6: &FlowTable::new(64, 0).unwrap(),
-        retired: &mut [Retired::new(0, 1), Retired::new(0, 1)],
-        epochs: &epochs,
-        neighbours: &neighbours,
-        stats: &stats,
-        local: &mut Local::new(1),
-        now: Now::default(),
-    };
-    parse::run(&mut batch, &mut cx, &mut Waiting::default());
-    batch.frames.drain(..).for_each(|frame| pool.free(frame));
-    batch.meta[0]
+/// The stage by itself, and all that it asks for.
+struct Parser {
+    tables: Arc<Tables>,
+    flows: (FlowTable<V4>, FlowTable<V6>),
+    retired: [Retired; 2],
+    epochs: Arc<Epochs>,
+    neighbours: Neighbours,
+    stats: WorkerStats,
+    pool: FramePool,
 }
 
-fn tables() -> std::sync::Arc<Tables> {
-    let mut control = Control::new(1, 64);
-    control.describe(&cluster::standard());
-    control.shared.tables()
+thread_local!(static PARSER: RefCell<Parser> = RefCell::new(Parser::new()));
+
+impl Parser {
+    fn new() -> Parser {
+        let mut control = Control::new(1, 64);
+        control.describe(&cluster::standard());
+        Parser {
+            tables: control.shared.tables(),
+            flows: (FlowTable::new(64, 0).unwrap(), FlowTable::new(64, 0).unwrap()),
+            retired: [Retired::new(0, 1), Retired::new(0, 1)],
+            epochs: Epochs::new(0),
+            neighbours: Neighbours::default(),
+            stats: WorkerStats::default(),
+            pool: FramePool::in_memory(1, 4096).unwrap(),
+        }
+    }
+
+    /// Runs it on one frame from the host, whose packets may come from anywhere.
+    fn run(&mut self, frame: &[u8]) -> Meta {
+        let mut batch = Batch::default();
+        let mut held = self.pool.alloc().unwrap();
+        assert!(held.resize(frame.len()));
+        held.bytes_mut().copy_from_slice(frame);
+        batch.push(held, HOST_PORT);
+        let mut cx = Context {
+            tables: &self.tables,
+            flows_v4: &self.flows.0,
+            flows_v6: &self.flows.1,
+            retired: &mut self.retired,
+            epochs: &self.epochs,
+            neighbours: &self.neighbours,
+            stats: &self.stats,
+            local: &mut Local::new(1),
+            now: Now::default(),
+        };
+        parse::run(&mut batch, &mut cx, &mut Waiting::default());
+        batch.frames.drain(..).for_each(|frame| self.pool.free(frame));
+        batch.meta[0]
+    }
 }
 
 /// What both say of a packet that they take: addresses, protocol, ports (identifiers), where IP and transport
@@ -261,8 +284,8 @@ fn mend(frame: &mut [u8]) {
 }
 
 /// Compares what both make of a frame.
-fn compare(frame: &[u8], tables: &Tables) -> Result<(), TestCaseError> {
-    let meta = parse_alone(frame, tables);
+fn compare(frame: &[u8]) -> Result<(), TestCaseError> {
+    let meta = PARSER.with_borrow_mut(|parser| parser.run(frame));
     let sliced = SlicedPacket::from_ethernet(frame);
     let theirs = sliced.as_ref().ok().and_then(|sliced| by_etherparse(frame, sliced));
     let taken = meta.verdict != Verdict::Drop;
@@ -303,8 +326,7 @@ proptest! {
 
     #[test]
     fn good_packets_are_seen_as_etherparse_sees_them(packet in good()) {
-        thread_local!(static TABLES: std::sync::Arc<Tables> = tables());
-        TABLES.with(|tables| compare(&packet.bytes(), tables))?;
+        compare(&packet.bytes())?;
     }
 
     #[test]
@@ -313,12 +335,11 @@ proptest! {
         changes in prop::collection::vec(change(), 1..4),
         mended in prop::bool::weighted(0.8),
     ) {
-        thread_local!(static TABLES: std::sync::Arc<Tables> = tables());
         let mut frame = packet.bytes();
         changes.iter().for_each(|change| apply(&mut frame, change));
         if mended {
             mend(&mut frame);
         }
-        TABLES.with(|tables| compare(&frame, tables))?;
+        compare(&frame)?;
     }
 }
