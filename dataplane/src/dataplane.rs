@@ -325,7 +325,7 @@ impl<P: Ports> Dataplane<P> {
                 Ok(()) => attached += 1,
                 // Its pod may be gone by now.
                 Err(error) => {
-                    tracing::warn!(pod = attachment.pod, error = chain(&error), "port not opened again")
+                    tracing::warn!(pod = attachment.pod, error = chain(&error), "port not opened again");
                 }
             }
         }
@@ -382,7 +382,7 @@ impl<P: Ports> Dataplane<P> {
             match self.ports.steer(&tables.steering(), &state.host_routes()) {
                 Ok(()) => state.steered = Some(tables.clone()),
                 Err(error) => {
-                    tracing::error!(error = chain(&error), "the kernel does not go by the new tables")
+                    tracing::error!(error = chain(&error), "the kernel does not go by the new tables");
                 }
             }
         }

@@ -377,7 +377,10 @@ fn compile_node(
         tunnel_from,
         vtep_mac: node.vtep_mac,
         pods: [pod_prefix(&node.pod_cidrs, true), pod_prefix(&node.pod_cidrs, false)],
-        neighbour: next_hop.and_then(|addr| neighbours.number(&addr)),
+        // Asked for now, so that the first packet to the node does not have to wait for it.
+        neighbour: next_hop.and_then(|addr| neighbours.number(&addr)).inspect(|number| {
+            let _ = neighbours.mac(*number);
+        }),
         exists: true,
     })
 }

@@ -199,7 +199,7 @@ mod tests {
             for (n, prefix) in prefixes.iter().enumerate() {
                 routes.insert(*prefix, Route::Tunnel(n as u16));
             }
-            for addr in addrs.iter().map(|prefix| prefix.addr()) {
+            for addr in addrs.iter().map(IpNet::addr) {
                 // The longest; among the same prefix, the last.
                 let naive = prefixes.iter().enumerate()
                     .filter(|(_, prefix)| prefix.contains(&addr))

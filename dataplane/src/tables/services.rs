@@ -119,7 +119,7 @@ impl ServicePort {
     pub fn choose(&self, v6: bool, random: u32) -> Option<&Backend> {
         let backends = if v6 { &self.v6 } else { &self.v4 };
         // Multiply and shift: no division, no bias that matters at these sizes.
-        backends.get((u64::from(random) * backends.len() as u64 >> 32) as usize)
+        backends.get(((u64::from(random) * backends.len() as u64) >> 32) as usize)
     }
 }
 

@@ -120,7 +120,7 @@ impl<B: std::ops::Deref<Target = [Bucket]>> Index<B> {
     }
 
     /// Number of buckets.
-    pub fn len(&self) -> usize {
+    pub fn buckets(&self) -> usize {
         self.buckets.len()
     }
 

@@ -218,7 +218,7 @@ impl<F: Family> FlowTable<F> {
             if retired.queue.len() + 8 > RETIRED {
                 break;
             }
-            if retired.bucket >= self.index.len() {
+            if retired.bucket >= self.index.buckets() {
                 retired.bucket = retired.worker;
             }
             for flow in self.index.originals(retired.bucket) {
@@ -233,7 +233,7 @@ impl<F: Family> FlowTable<F> {
 
     /// Number of buckets: a full sweep visits as many.
     pub fn buckets(&self) -> usize {
-        self.index.len()
+        self.index.buckets()
     }
 
     /// Calls `visit` with every live flow. For threads that take part in the epochs.
