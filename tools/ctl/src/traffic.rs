@@ -190,12 +190,12 @@ impl Stream {
             return None;
         }
         let length = self.left.min(BLOCK as u64) as usize;
-        for word in self.block[..length.next_multiple_of(8)].chunks_exact_mut(8) {
+        for word in self.block.as_chunks_mut().0 {
             self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut mixed = self.state;
             mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            word.copy_from_slice(&(mixed ^ (mixed >> 31)).to_le_bytes());
+            *word = (mixed ^ (mixed >> 31)).to_le_bytes();
         }
         self.left -= length as u64;
         Some(&self.block[..length])
