@@ -130,6 +130,7 @@ impl Default for Waiting {
 }
 
 /// Takes a batch through all stages. Afterwards no verdict is `Pending`.
+#[inline(never)]
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>) {
     let mut waiting = Waiting::default();
     let mut clock = StageClock::start(cx.stats);

@@ -19,6 +19,7 @@
 
 use std::fmt::Debug;
 
+use super::hash;
 use crate::batch::Key;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tables::route::NextHop;
@@ -29,6 +30,9 @@ use crate::wire::checksum::Delta;
 pub trait Family: Copy + Debug + Send + Sync + 'static {
     /// One direction of a flow.
     type Line: Line;
+
+    /// The hash of a key, all 64 bits of which are used.
+    fn hash(seed: u64, key: &Key) -> u64;
 }
 
 /// IPv4.
@@ -40,9 +44,19 @@ pub struct V6;
 
 impl Family for V4 {
     type Line = LineV4;
+
+    #[inline(always)]
+    fn hash(seed: u64, key: &Key) -> u64 {
+        hash::v4(seed, key)
+    }
 }
 impl Family for V6 {
     type Line = LineV6;
+
+    #[inline(always)]
+    fn hash(seed: u64, key: &Key) -> u64 {
+        hash::v6(seed, key)
+    }
 }
 
 /// One direction of a flow, 64 bytes.

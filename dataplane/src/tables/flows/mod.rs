@@ -5,10 +5,12 @@
 //! been quiescent since its entries were taken out ([`crate::rcu`]): a reader never sees it change hands.
 //! There is one table for each address family: IPv4 records are 128 bytes, IPv6 records 256.
 
+mod hash;
 pub mod index;
 pub mod line;
 pub mod state;
 mod storage;
+mod tags;
 
 use std::collections::VecDeque;
 use std::io;
@@ -119,13 +121,37 @@ impl<F: Family> FlowTable<F> {
     /// The hash of a key.
     #[inline(always)]
     pub fn hash(&self, key: &Key) -> u64 {
-        hash(self.seed, key)
+        F::hash(self.seed, key)
     }
 
     /// Asks for the bucket of a key.
     #[inline(always)]
     pub fn prefetch(&self, hash: u64) {
         self.index.prefetch(hash);
+    }
+
+    /// The flow that most likely has the key with this hash: its bucket says so, its record has not been
+    /// asked. Together with [`FlowTable::prefetch_line`] and [`FlowTable::confirm`] a look-up in three passes
+    /// over a batch, none of which waits for memory.
+    #[inline(always)]
+    pub fn candidate(&self, hash: u64) -> Option<FlowRef> {
+        self.index.lookup(hash, |_| true)
+    }
+
+    /// Asks for one direction of a flow, to be read and written.
+    #[inline(always)]
+    pub fn prefetch_line(&self, flow: FlowRef) {
+        crate::prefetch::write(self.line(flow));
+    }
+
+    /// As [`FlowTable::lookup`], with a candidate that was found before.
+    #[inline(always)]
+    pub fn confirm(&self, candidate: FlowRef, hash: u64, key: &Key) -> Option<FlowRef> {
+        if self.line(candidate).is_for(key) {
+            return Some(candidate);
+        }
+        // Another key with the same tag, or the candidate has ended meanwhile.
+        self.lookup(hash, key)
     }
 
     /// The flow, and the direction of it, whose packets have this key.
@@ -327,28 +353,6 @@ impl<F: Family> FlowTable<F> {
             self.give(record);
         }
     }
-}
-
-/// Mixes a key into 64 bits, both halves of which are used.
-#[inline(always)]
-fn hash(seed: u64, key: &Key) -> u64 {
-    let word = |addr: &[u8; 16], half: usize| {
-        u64::from_ne_bytes(addr[half * 8..half * 8 + 8].try_into().expect("8 bytes of 16"))
-    };
-    let ports = u64::from(key.sport) | u64::from(key.dport) << 16 | u64::from(key.proto) << 32;
-    let low = fold_multiply(word(&key.src.0, 1) ^ seed, word(&key.dst.0, 1) ^ 0x243f_6a88_85a3_08d3);
-    let high = fold_multiply(
-        word(&key.src.0, 0) ^ 0x1319_8a2e_0370_7344,
-        word(&key.dst.0, 0) ^ seed.rotate_left(32),
-    );
-    fold_multiply(low ^ high.rotate_left(23) ^ 0xa409_3822_299f_31d0, ports ^ seed.rotate_left(17))
-}
-
-/// The product's two halves, folded: every bit of the result depends on every bit of both factors.
-#[inline(always)]
-fn fold_multiply(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    (product as u64) ^ (product >> 64) as u64
 }
 
 #[cfg(all(test, not(wirelane_loom)))]
