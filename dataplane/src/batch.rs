@@ -63,7 +63,7 @@ pub enum Answer {
 }
 
 /// What the stages know about one packet. Lives in the batch, one cache line each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Meta {
     /// The flow's key as it stands in the packet (of the embedded packet, reversed, for ICMP errors).
@@ -95,6 +95,9 @@ pub struct Meta {
 
 const _: () = assert!(size_of::<Meta>() == 64);
 
+/// Bytes that a packet with [`flags::PLAIN`] has at least: Ethernet, IPv4 and TCP without options.
+pub const PLAIN_LEN: usize = 54;
+
 /// Bits of `Meta::flags`.
 pub mod flags {
     /// IPv6 (otherwise IPv4, or neither where `NON_IP`).
@@ -121,6 +124,9 @@ pub mod flags {
     pub const DONT_FRAGMENT: u16 = 1 << 10;
     /// It counts as dropped for `Meta::reason`, although its sender gets an answer.
     pub const REFUSED: u16 = 1 << 11;
+    /// TCP or UDP in IPv4 without options, no fragment, behind an Ethernet header: every field that matters is
+    /// at its usual place, within the first [`PLAIN_LEN`](super::PLAIN_LEN) bytes.
+    pub const PLAIN: u16 = 1 << 12;
 }
 
 impl Default for Meta {
@@ -147,6 +153,11 @@ impl Meta {
     #[inline(always)]
     pub fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether the other says the same, these flags apart.
+    pub fn is_same_but_for(&self, other: &Meta, flags: u16) -> bool {
+        Meta { flags: self.flags | flags, ..*self } == Meta { flags: other.flags | flags, ..*other }
     }
 
     /// Has the packet turned into an answer to its sender by the reply stage.
@@ -242,6 +253,12 @@ impl Indices {
     #[inline(always)]
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.at[..self.len as usize].iter().map(|index| *index as usize)
+    }
+
+    /// The `n`th that was added.
+    #[inline(always)]
+    pub fn at(&self, n: usize) -> usize {
+        usize::from(self.at[n & (BATCH - 1)]) & (BATCH - 1)
     }
 
     /// Number of packets.

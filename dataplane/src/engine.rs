@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::batch::Batch;
 use crate::clock::Now;
-use crate::path::{self, Context, Local};
+use crate::path::{self, Context, Local, Waiting};
 use crate::rcu::{Epochs, Published, Reader};
 use crate::stats::WorkerStats;
 use crate::tables::flows::line::{V4, V6};
@@ -109,6 +109,7 @@ pub struct Engine {
     reader: Reader,
     retired: [Retired; 2],
     local: Local,
+    waiting: Box<Waiting>,
 }
 
 impl Engine {
@@ -123,6 +124,7 @@ impl Engine {
             reader: Reader::new(shared.epochs.clone(), worker),
             retired: [Retired::new(worker, workers), Retired::new(worker, workers)],
             local: Local::new(shared.seed.rotate_left(worker as u32 + 1) ^ worker as u64),
+            waiting: Box::default(),
             worker,
             shared,
         }
@@ -145,7 +147,7 @@ impl Engine {
             local: &mut self.local,
             now,
         };
-        path::run(batch, &mut cx);
+        path::run(batch, &mut cx, &mut self.waiting);
         let host = tables.port(HOST_PORT);
         for (frame, meta) in batch.frames.iter_mut().zip(&mut batch.meta) {
             if meta.verdict == Verdict::Host

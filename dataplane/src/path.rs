@@ -17,7 +17,6 @@
 
 use crate::batch::{BATCH, Batch, Indices, flags};
 use crate::clock::{self, Now};
-use crate::prefetch;
 use crate::rcu::Epochs;
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, decap, forward, parse, policy, reply, service};
@@ -96,13 +95,13 @@ impl Local {
     }
 }
 
-/// The packets that wait for each stage.
+/// The packets that wait for each stage. One for a worker, used again for each batch.
 #[derive(Debug)]
 pub struct Waiting {
     /// For decap: VXLAN to this node.
     pub tunnelled: Indices,
-    /// For conntrack: everything with a flow key.
-    pub keyed: Indices,
+    /// For conntrack: everything with a flow key, already being looked for.
+    pub keyed: conntrack::Sought,
     /// For service and policy: the first packets of flows.
     pub new: Indices,
     /// For policy: after service.
@@ -119,7 +118,7 @@ impl Default for Waiting {
     fn default() -> Waiting {
         Waiting {
             tunnelled: Indices::default(),
-            keyed: Indices::default(),
+            keyed: conntrack::Sought::default(),
             new: Indices::default(),
             chosen: Indices::default(),
             choices: [Choice::default(); BATCH],
@@ -129,45 +128,39 @@ impl Default for Waiting {
     }
 }
 
+impl Waiting {
+    fn clear(&mut self) {
+        self.keyed.clear();
+        for indices in
+            [&mut self.tunnelled, &mut self.new, &mut self.chosen, &mut self.known, &mut self.answers]
+        {
+            indices.clear();
+        }
+    }
+}
+
 /// Takes a batch through all stages. Afterwards no verdict is `Pending`.
-#[inline(never)]
-pub fn run(batch: &mut Batch, cx: &mut Context<'_>) {
-    let mut waiting = Waiting::default();
+pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    waiting.clear();
     let mut clock = StageClock::start(cx.stats);
 
-    ask_for_headers(batch);
-    parse::run(batch, cx, &mut waiting);
+    parse::run(batch, cx, waiting);
     clock.lap(batch.len());
     let tunnelled = waiting.tunnelled.len();
-    decap::run(batch, cx, &mut waiting);
+    decap::run(batch, cx, waiting);
     clock.lap(tunnelled);
-    conntrack::run(batch, cx, &mut waiting);
+    conntrack::run(batch, cx, waiting);
     clock.lap(waiting.keyed.len());
-    service::run(batch, cx, &mut waiting);
+    service::run(batch, cx, waiting);
     clock.lap(waiting.new.len());
-    policy::run(batch, cx, &mut waiting);
+    policy::run(batch, cx, waiting);
     clock.lap(waiting.chosen.len());
-    forward::run(batch, cx, &mut waiting);
+    forward::run(batch, cx, waiting);
     clock.lap(waiting.known.len());
-    reply::run(batch, cx, &mut waiting);
+    reply::run(batch, cx, waiting);
     clock.lap(waiting.answers.len());
 
     count_drops(batch, cx);
-}
-
-/// Asks for the headers of all packets at once, before parse waits for one after the other: whoever received
-/// them has not looked at them.
-#[inline(always)]
-fn ask_for_headers(batch: &Batch) {
-    /// Bytes of a cache line. The inner headers of a tunnelled packet begin in the second.
-    const LINE: usize = 64;
-    for frame in &batch.frames {
-        let bytes = frame.bytes();
-        prefetch::read(bytes.as_ptr());
-        if let Some(second) = bytes.get(LINE) {
-            prefetch::read(second);
-        }
-    }
 }
 
 /// Counts what was dropped or refused, and puts it on record.

@@ -98,6 +98,19 @@ impl Frame {
         true
     }
 
+    /// Makes the packet at most `len` bytes long.
+    #[inline(always)]
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len as u16);
+    }
+
+    /// Asks for the memory in front of the packet, where another header will be written.
+    #[inline(always)]
+    pub fn ask_for_room(&self, bytes: usize) {
+        let start = self.base.as_ptr().wrapping_add(self.head as usize);
+        crate::prefetch::write(start.wrapping_sub(bytes));
+    }
+
     /// Moves the packet so that it starts `head` bytes into its chunk, as a transmit ring may demand.
     ///
     /// Returns whether it fits there.

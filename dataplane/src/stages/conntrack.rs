@@ -1,30 +1,135 @@
 //! conntrack: packets of known flows go straight to forward; the others are new, or belong nowhere.
 
-use crate::batch::{Batch, Meta, flags};
+use crate::batch::{BATCH, Batch, Indices, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::{hop, policy};
 use crate::tables::UPLINK_PORT;
 use crate::tables::flows::line::{Family, Line, V4, V6};
 use crate::tables::flows::state::{State, seen_by};
 use crate::tables::flows::{FlowRef, FlowTable};
+use crate::tables::route::NextHop;
 use crate::verdict::{DropReason, Verdict};
+use crate::wire::vxlan::Envelope;
 use crate::wire::{icmp, proto, tcp};
+
+/// Packets with a flow key, and what is known about their flows so far.
+///
+/// A look-up has to read a bucket of the index and then a record, neither of which is in a cache. So nothing
+/// is read when it is wanted: parse and decap announce each key ([`Sought::announce`]), which asks memory for the
+/// bucket; a few packets later the bucket is here, tells where the record is, and that is asked for. When
+/// this stage runs, the records are here or on their way: all that waiting has passed beneath the parsing of
+/// other packets, and few enough lines are on their way at a time for the processor to have room for them.
+#[derive(Debug)]
+pub struct Sought {
+    indices: Indices,
+    /// By the packet's index.
+    hashes: [u64; BATCH],
+    /// By the packet's index: `FlowRef` bits, or [`NOWHERE`].
+    candidates: [u32; BATCH],
+    /// How many of the indices have their candidate.
+    looked: usize,
+}
+
+/// No candidate.
+const NOWHERE: u32 = u32::MAX;
+
+/// Packets between asking for a bucket and reading it. Long enough for memory at some 100 ns, short enough
+/// that what is on its way fits into the processor's line-fill buffers (10 to 16).
+const LEAD: usize = 8;
+
+impl Default for Sought {
+    fn default() -> Sought {
+        Sought { indices: Indices::default(), hashes: [0; BATCH], candidates: [NOWHERE; BATCH], looked: 0 }
+    }
+}
+
+impl Sought {
+    /// A packet has got its key.
+    #[inline(always)]
+    pub fn announce(&mut self, index: usize, batch: &[Meta], cx: &Context<'_>) {
+        let meta = &batch[index];
+        let hash = if meta.has(flags::V6) {
+            let hash = cx.flows_v6.hash(&meta.key);
+            cx.flows_v6.prefetch(hash);
+            hash
+        } else {
+            let hash = cx.flows_v4.hash(&meta.key);
+            cx.flows_v4.prefetch(hash);
+            hash
+        };
+        self.hashes[index & (BATCH - 1)] = hash;
+        self.indices.push(index);
+        if self.indices.len() > self.looked + LEAD {
+            self.look(batch, cx);
+        }
+    }
+
+    /// Finds the next candidate, whose bucket was asked for a while ago, and asks for its record.
+    #[inline(always)]
+    fn look(&mut self, batch: &[Meta], cx: &Context<'_>) {
+        let index = self.indices.at(self.looked);
+        let hash = self.hashes[index];
+        let candidate = if batch[index].has(flags::V6) {
+            cx.flows_v6.candidate(hash).inspect(|flow| cx.flows_v6.prefetch_line(*flow))
+        } else {
+            cx.flows_v4.candidate(hash).inspect(|flow| cx.flows_v4.prefetch_line(*flow))
+        };
+        self.candidates[index] = candidate.map_or(NOWHERE, FlowRef::bits);
+        self.looked += 1;
+    }
+
+    /// The hash of a packet's key.
+    #[inline(always)]
+    pub fn hash(&self, index: usize) -> u64 {
+        self.hashes[index & (BATCH - 1)]
+    }
+
+    /// Number of packets.
+    pub fn len(&self) -> usize {
+        self.indices.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.indices.clear();
+        self.looked = 0;
+    }
+
+    #[inline(always)]
+    fn candidate(&self, index: usize) -> Option<FlowRef> {
+        let candidate = self.candidates[index & (BATCH - 1)];
+        (candidate != NOWHERE).then(|| FlowRef::from_bits(candidate))
+    }
+}
 
 /// Sees every packet with a flow key.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
-    // Hash all, ask for all buckets, then look: no look-up waits for memory alone.
-    let mut hashes = [0u64; crate::batch::BATCH];
-    for (hash, index) in hashes.iter_mut().zip(waiting.keyed.iter()) {
-        let meta = &batch.meta[index];
-        *hash = if meta.has(flags::V6) { cx.flows_v6.hash(&meta.key) } else { cx.flows_v4.hash(&meta.key) };
-        if meta.has(flags::V6) { cx.flows_v6.prefetch(*hash) } else { cx.flows_v4.prefetch(*hash) }
+    while waiting.keyed.looked < waiting.keyed.len() {
+        waiting.keyed.look(&batch.meta, cx);
     }
-    for (hash, index) in hashes.iter().zip(waiting.keyed.iter()) {
-        let meta = &mut batch.meta[index];
+    let sought = &waiting.keyed;
+    for index in sought.indices.iter() {
+        let (meta, frame) = (&mut batch.meta[index], &batch.frames[index]);
+        let len = frame.len();
+        let (hash, candidate) = (sought.hash(index), sought.candidate(index));
+        if meta.has(flags::PLAIN)
+            && let Some(flow) = candidate
+            && let Some(next) = carry_on(flow, meta, len, cx)
+        {
+            // What a tunnel needs in front lies in a line that nobody has touched yet.
+            frame.ask_for_room(if next.is_tunnel() { size_of::<Envelope>() } else { 0 });
+            waiting.known.push(index);
+            continue;
+        }
         let outcome = if meta.has(flags::V6) {
-            track::<V6>(*hash, meta, batch.frames[index].len(), cx, cx.flows_v6)
+            track::<V6>(hash, candidate, meta, len, cx, cx.flows_v6)
         } else {
-            track::<V4>(*hash, meta, batch.frames[index].len(), cx, cx.flows_v4)
+            track::<V4>(hash, candidate, meta, len, cx, cx.flows_v4)
         };
         match outcome {
             Ok(Tracked::Known) => waiting.known.push(index),
@@ -38,15 +143,30 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     }
 }
 
+/// A plain packet in the midst of a flow whose verdict and next hop stand: what [`track`] does for nearly all.
+/// `None` if there is anything to decide.
+#[inline(always)]
+fn carry_on(flow: FlowRef, meta: &mut Meta, frame_len: usize, cx: &Context<'_>) -> Option<NextHop> {
+    let line = cx.flows_v4.line(flow);
+    let begins = (meta.key.proto == proto::TCP) & (meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN);
+    if !line.is_for(&meta.key) || begins || needs_look(line, cx) {
+        return None;
+    }
+    count(line, meta, frame_len, cx);
+    meta.flow = flow.bits();
+    Some(line.tail().hop().0)
+}
+
 enum Tracked {
     Known,
     New,
     NotOurs,
 }
 
-#[inline(always)]
+#[inline(never)]
 fn track<F: Family>(
     hash: u64,
+    candidate: Option<FlowRef>,
     meta: &mut Meta,
     frame_len: usize,
     cx: &mut Context<'_>,
@@ -54,7 +174,7 @@ fn track<F: Family>(
 ) -> Result<Tracked, DropReason> {
     // Of ICMP only echoes and errors have an identifier or ports that name a flow.
     let nameless = matches!(meta.key.proto, proto::ICMP | proto::ICMPV6) && !names_a_flow(meta);
-    let flow = if nameless { None } else { table.lookup(hash, &meta.key) };
+    let flow = candidate.filter(|_| !nameless).and_then(|flow| table.confirm(flow, hash, &meta.key));
     let Some(flow) = flow else {
         return unknown(meta);
     };
@@ -91,10 +211,15 @@ pub fn follow<F: Family>(
     meta.flow = flow.bits();
     // An ICMP error follows the flow, but is none of its packets.
     if !meta.has(flags::ICMP_ERROR) {
-        line.tail().mark(seen_by(meta.key.proto, meta.l4_info));
-        line.tail().count(cx.now.tick, frame_len - usize::from(meta.l3));
+        count(line, meta, frame_len, cx);
     }
     Ok(())
+}
+
+#[inline(always)]
+fn count<L: Line>(line: &L, meta: &Meta, frame_len: usize, cx: &Context<'_>) {
+    line.tail().mark(seen_by(meta.key.proto, meta.l4_info));
+    line.tail().count(cx.now.tick, frame_len - usize::from(meta.l3));
 }
 
 /// Whether the flow's next hop and verdict were decided before something that they depend on changed.
@@ -148,6 +273,7 @@ fn names_a_flow(meta: &Meta) -> bool {
     is_echo || meta.has(flags::ICMP_ERROR)
 }
 
+#[cold]
 fn unknown(meta: &Meta) -> Result<Tracked, DropReason> {
     let v6 = meta.has(flags::V6);
     let for_kernel = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);

@@ -4,6 +4,7 @@ use crate::batch::{Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::stages::parse;
+use crate::stages::quick::{self, Quick};
 use crate::tables::{Node, Tables};
 use crate::verdict::DropReason;
 use crate::wire::udp::{self, Udp};
@@ -15,17 +16,19 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     for index in waiting.tunnelled.iter() {
         let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
         match decapsulate(frame, meta, cx.tables) {
-            Ok(()) => waiting.keyed.push(index),
+            Ok(()) => waiting.keyed.announce(index, &batch.meta, cx),
             Err(reason) => meta.drop(reason),
         }
     }
 }
 
+#[inline(always)]
 fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), DropReason> {
     if meta.flags & (flags::FROM_POD | flags::FROM_HOST) != 0 {
         return Err(DropReason::VxlanFromPod);
     }
-    let node = *tables.node_by_address.get(&meta.key.src).ok_or(DropReason::UnknownVtep)?;
+    let number = *tables.node_by_address.get(&meta.key.src).ok_or(DropReason::UnknownVtep)?;
+    let node = tables.nodes.get(usize::from(number)).ok_or(DropReason::UnknownVtep)?;
     let at = usize::from(meta.l4) + udp::HEADER_LEN;
     let header: &Vxlan = view(frame.bytes(), at).ok_or(DropReason::MalformedVxlan)?;
     if header.flags & vxlan::FLAG_VNI == 0 {
@@ -39,14 +42,34 @@ fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<()
     if end > frame.len() || !frame.resize(end) || !frame.pop_front(at + vxlan::HEADER_LEN) {
         return Err(DropReason::MalformedVxlan);
     }
-    *meta = Meta { in_port: meta.in_port, flags: flags::DECAPPED, tunnel_from: node + 1, ..Meta::default() };
+    *meta =
+        Meta { in_port: meta.in_port, flags: flags::DECAPPED, tunnel_from: number + 1, ..Meta::default() };
+    let before = *meta;
+    if quick::from_tunnel(frame, meta, node, tables) == Quick::Keyed {
+        if cfg!(debug_assertions) {
+            let mut slow = before;
+            let parsed = any_inner(frame, &mut slow, (number, node), tables);
+            assert!(parsed.is_ok() && slow.is_same_but_for(meta, flags::PLAIN));
+        }
+        return Ok(());
+    }
+    any_inner(frame, meta, (number, node), tables)
+}
+
+/// Every kind of inner packet.
+#[inline(never)]
+fn any_inner(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    (number, node): (u16, &Node),
+    tables: &Tables,
+) -> Result<(), DropReason> {
     parse::inner(frame, meta, tables)?;
     // A node may speak for its own pods and for itself, for nobody else. An error may come from any router.
     let src = &meta.key.src;
-    let of_node = |of: &Node| of.pods.iter().any(|pods| pods.contains(src));
     if meta.has(flags::ICMP_ERROR)
-        || tables.nodes.get(usize::from(node)).is_some_and(of_node)
-        || tables.node_by_address.get(src) == Some(&node)
+        || node.pods.iter().any(|pods| pods.contains(src))
+        || tables.node_by_address.get(src) == Some(&number)
     {
         Ok(())
     } else {

@@ -1,31 +1,30 @@
 //! forward: applies the flow's rewrite, takes a hop off, encapsulates where a tunnel leads on, writes the
 //! Ethernet header and chooses the port.
 
-use crate::batch::{Answer, Batch, Meta, flags};
+use crate::batch::{Answer, Batch, Meta, PLAIN_LEN, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::stages::hop;
 use crate::tables::flows::FlowRef;
-use crate::tables::flows::line::{Line, Rewrite};
-use crate::tables::objects::vtep_mac_of;
+use crate::tables::flows::line::{Line, Rewrite, RewriteV4};
 use crate::tables::route::{Hop, NextHop};
 use crate::tables::{Node, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::checksum;
+use crate::wire::checksum::{self, Delta};
 use crate::wire::ethernet::{self, Ethernet, Mac};
 use crate::wire::icmp::{self, Icmp};
-use crate::wire::ipv4::Ipv4;
+use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::tcp::Tcp;
 use crate::wire::udp::{self, Udp};
-use crate::wire::vxlan::Vxlan;
+use crate::wire::vxlan::{Envelope, TUNNEL_TTL, Vxlan};
 use crate::wire::{proto, view, view_mut};
 
 /// Sees every packet whose flow is known.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     for index in waiting.known.iter() {
         let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
-        match packet(frame, meta, cx) {
+        match packet(frame, meta, waiting.keyed.hash(index), cx) {
             Ok(()) => {}
             Err(Stop::Drop(reason)) => meta.drop(reason),
             Err(Stop::Refuse(reason, answer)) => {
@@ -48,37 +47,96 @@ impl From<DropReason> for Stop {
 }
 
 #[inline(always)]
-fn packet(frame: &mut Frame, meta: &mut Meta, cx: &Context<'_>) -> Result<(), Stop> {
+fn packet(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
+    if meta.has(flags::PLAIN) { plain(frame, meta, hash, cx) } else { any(frame, meta, hash, cx) }
+}
+
+/// A packet with all its headers at their usual places: what [`any`] does, for nearly all.
+#[inline(always)]
+fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
+    let line = cx.flows_v4.line(FlowRef::from_bits(meta.flow));
+    let len = frame.len() - ethernet::HEADER_LEN;
+    match line.tail().hop().0.hop() {
+        Hop::Port(id) => {
+            let port = cx.tables.port(id).ok_or(DropReason::PortDetached)?;
+            if len > usize::from(port.mtu) {
+                return Err(too_big(meta, port.mtu));
+            }
+            translate_plain(frame, meta, &line.rewrite_v4())?;
+            let header = Ethernet::new(port.peer_mac, port.mac, ethernet::IPV4);
+            if let Some(out) = frame.bytes_mut().first_chunk_mut() {
+                *out = bytemuck::cast::<_, [u8; ethernet::HEADER_LEN]>(header);
+            }
+            meta.out_port = id;
+        }
+        Hop::Tunnel(number)
+            if let Some(node) = cx.tables.nodes.get(usize::from(number))
+                && let Some(envelope) = &node.envelope
+                && node.exists =>
+        {
+            let mtu = cx.tables.local.as_ref().map_or(0, |local| local.pod_mtu);
+            if len > usize::from(mtu) {
+                return Err(too_big(meta, mtu));
+            }
+            translate_plain(frame, meta, &line.rewrite_v4())?;
+            let next_hop = next_hop(node, cx)?;
+            if !frame.push_front(size_of::<Envelope>() - ethernet::HEADER_LEN) {
+                return Err(Stop::Drop(DropReason::NoHeadroom));
+            }
+            if let Some(out) = frame.bytes_mut().first_chunk_mut() {
+                envelope.seal(out, next_hop, source_port(hash), ethernet::IPV4, len as u16);
+            }
+            meta.out_port = UPLINK_PORT;
+        }
+        _ => return any(frame, meta, hash, cx),
+    }
+    meta.verdict = Verdict::Forward;
+    Ok(())
+}
+
+/// Every kind of packet.
+#[inline(never)]
+fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
     let flow = FlowRef::from_bits(meta.flow);
-    let (rewrite, next) = if meta.has(flags::V6) {
-        let line = cx.flows_v6.line(flow);
-        (line.rewrite(), line.tail().hop().0)
+    let next = if meta.has(flags::V6) {
+        cx.flows_v6.line(flow).tail().hop().0
     } else {
-        let line = cx.flows_v4.line(flow);
-        (line.rewrite(), line.tail().hop().0)
+        cx.flows_v4.line(flow).tail().hop().0
     };
     let (port, mtu) = hop::port_and_mtu(next, cx)?;
     if frame.len() - usize::from(meta.l3) > usize::from(mtu) {
-        if !meta.has(flags::DONT_FRAGMENT) {
-            return Err(Stop::Drop(DropReason::TooBig));
+        return Err(too_big(meta, mtu));
+    }
+    match meta.flags & (flags::V6 | flags::ICMP_ERROR) {
+        0 => translate_v4(frame, meta, &cx.flows_v4.line(flow).rewrite_v4())?,
+        flags::V6 => translate_v6(frame, meta, &cx.flows_v6.line(flow).rewrite())?,
+        error => {
+            let v6 = error & flags::V6 != 0;
+            let rewrite =
+                if v6 { cx.flows_v6.line(flow).rewrite() } else { cx.flows_v4.line(flow).rewrite() };
+            take_hop(frame, meta)?;
+            translate_error(frame, meta, &rewrite)?;
         }
-        meta.flow = u32::from(mtu);
-        return Err(Stop::Refuse(DropReason::TooBig, Answer::TooBig));
     }
-    take_hop(frame, meta)?;
-    if meta.has(flags::ICMP_ERROR) {
-        translate_error(frame, meta, &rewrite)?;
-    } else if rewrite.to != meta.key {
-        translate(frame, meta, &rewrite)?;
-    }
-    send(frame, meta, next, cx)?;
+    send(frame, meta, next, hash, cx)?;
     meta.out_port = port;
     meta.verdict = Verdict::Forward;
     Ok(())
 }
 
+#[cold]
+fn too_big(meta: &mut Meta, mtu: u16) -> Stop {
+    if !meta.has(flags::DONT_FRAGMENT) {
+        return Stop::Drop(DropReason::TooBig);
+    }
+    meta.flow = u32::from(mtu);
+    Stop::Refuse(DropReason::TooBig, Answer::TooBig)
+}
+
+/// What has no hop more stays as it came: its sender gets it back.
+const EXPIRED: Stop = Stop::Refuse(DropReason::TtlExpired, Answer::TimeExceeded);
+
 /// Decrements the TTL or hop limit.
-#[inline(always)]
 fn take_hop(frame: &mut Frame, meta: &Meta) -> Result<(), Stop> {
     let l3 = usize::from(meta.l3);
     let more = if meta.has(flags::V6) {
@@ -94,17 +152,69 @@ fn take_hop(frame: &mut Frame, meta: &Meta) -> Result<(), Stop> {
         }
         more
     };
-    // What has no more stays as it came: its sender gets it back.
-    if more { Ok(()) } else { Err(Stop::Refuse(DropReason::TtlExpired, Answer::TimeExceeded)) }
+    if more { Ok(()) } else { Err(EXPIRED) }
 }
 
-/// Applies a rewrite to addresses, ports and checksums.
-#[inline(always)]
-fn translate(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<(), DropReason> {
+/// Takes a hop off, and applies a rewrite to addresses, ports and checksums.
+fn translate_v4(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(), Stop> {
     let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
     let bytes = frame.bytes_mut();
-    write_addresses(bytes, l3, meta.has(flags::V6), rewrite)?;
-    write_transport(bytes, l4, rewrite)
+    let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
+    if header.ttl <= 1 {
+        return Err(EXPIRED);
+    }
+    header.ttl -= 1;
+    checksum::apply_both(&mut header.checksum, rewrite.l3, ipv4::ONE_HOP);
+    let [a, b, c, d, e, f, g, h] = rewrite.addresses;
+    (header.src, header.dst) = ([a, b, c, d], [e, f, g, h]);
+    write_transport(bytes, l4, meta.key.proto, (rewrite.sport, rewrite.dport), rewrite.l4)?;
+    Ok(())
+}
+
+/// As [`translate_v4`], of a plain packet.
+#[inline(always)]
+fn translate_plain(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(), Stop> {
+    let bytes = frame.bytes_mut().first_chunk_mut::<PLAIN_LEN>().ok_or(DropReason::MalformedIpv4)?;
+    let headers: &mut Plain = bytemuck::cast_mut(bytes);
+    if headers.ipv4.ttl <= 1 {
+        return Err(EXPIRED);
+    }
+    headers.ipv4.ttl -= 1;
+    checksum::apply_both(&mut headers.ipv4.checksum, rewrite.l3, ipv4::ONE_HOP);
+    let [a, b, c, d, e, f, g, h] = rewrite.addresses;
+    (headers.ipv4.src, headers.ipv4.dst) = ([a, b, c, d], [e, f, g, h]);
+    (headers.tcp.sport, headers.tcp.dport) = (rewrite.sport.to_be_bytes(), rewrite.dport.to_be_bytes());
+    if meta.key.proto == proto::TCP {
+        checksum::apply(&mut headers.tcp.checksum, rewrite.l4);
+    } else {
+        let udp: &mut Udp =
+            bytemuck::from_bytes_mut(&mut bytemuck::bytes_of_mut(&mut headers.tcp)[..udp::HEADER_LEN]);
+        checksum::apply_udp(&mut udp.checksum, rewrite.l4);
+    }
+    Ok(())
+}
+
+/// The headers of a plain packet; of UDP the last is more than there has to be.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Plain {
+    ethernet: Ethernet,
+    ipv4: Ipv4,
+    tcp: Tcp,
+}
+
+const _: () = assert!(size_of::<Plain>() == PLAIN_LEN);
+
+/// As [`translate_v4`].
+fn translate_v6(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<(), Stop> {
+    take_hop(frame, meta)?;
+    if rewrite.to != meta.key {
+        let bytes = frame.bytes_mut();
+        write_addresses(bytes, usize::from(meta.l3), true, rewrite)?;
+        let to = &rewrite.to;
+        write_transport(bytes, usize::from(meta.l4), to.proto, (to.sport, to.dport), rewrite.l4)?;
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -121,24 +231,30 @@ fn write_addresses(bytes: &mut [u8], l3: usize, v6: bool, rewrite: &Rewrite) -> 
 }
 
 #[inline(always)]
-fn write_transport(bytes: &mut [u8], l4: usize, rewrite: &Rewrite) -> Result<(), DropReason> {
+fn write_transport(
+    bytes: &mut [u8],
+    l4: usize,
+    protocol: u8,
+    ports: (u16, u16),
+    delta: Delta,
+) -> Result<(), DropReason> {
     const BAD: DropReason = DropReason::MalformedTransport;
-    let (sport, dport) = (rewrite.to.sport.to_be_bytes(), rewrite.to.dport.to_be_bytes());
-    match rewrite.to.proto {
+    let (sport, dport) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());
+    match protocol {
         proto::TCP => {
             let header: &mut Tcp = view_mut(bytes, l4).ok_or(BAD)?;
             (header.sport, header.dport) = (sport, dport);
-            checksum::apply(&mut header.checksum, rewrite.l4);
+            checksum::apply(&mut header.checksum, delta);
         }
         proto::UDP => {
             let header: &mut Udp = view_mut(bytes, l4).ok_or(BAD)?;
             (header.sport, header.dport) = (sport, dport);
-            checksum::apply_udp(&mut header.checksum, rewrite.l4);
+            checksum::apply_udp(&mut header.checksum, delta);
         }
         proto::ICMP | proto::ICMPV6 => {
             let header: &mut Icmp = view_mut(bytes, l4).ok_or(BAD)?;
             [header.rest[0], header.rest[1]] = sport;
-            checksum::apply(&mut header.checksum, rewrite.l4);
+            checksum::apply(&mut header.checksum, delta);
         }
         _ => {}
     }
@@ -244,12 +360,18 @@ pub fn set_checksum(message: &mut [u8], sum: impl Fn(&[u8]) -> u16) {
     }
 }
 
-/// Puts the headers in front that the next hop needs. The frame then begins with them.
+/// Puts the headers in front that the next hop needs. The frame then begins with them. `hash` is of the flow's
+/// key: the fabric spreads tunnelled flows over its paths by it.
 ///
 /// # Errors
 /// The reason why it cannot go there now.
-#[inline(always)]
-pub fn send(frame: &mut Frame, meta: &Meta, next: NextHop, cx: &Context<'_>) -> Result<(), DropReason> {
+pub fn send(
+    frame: &mut Frame,
+    meta: &Meta,
+    next: NextHop,
+    hash: u64,
+    cx: &Context<'_>,
+) -> Result<(), DropReason> {
     let ether_type = if meta.has(flags::V6) { ethernet::IPV6 } else { ethernet::IPV4 };
     // Whatever was in front of the IP header is done with.
     if !frame.pop_front(usize::from(meta.l3)) {
@@ -258,24 +380,19 @@ pub fn send(frame: &mut Frame, meta: &Meta, next: NextHop, cx: &Context<'_>) -> 
     match next.hop() {
         Hop::Port(id) => {
             let port = cx.tables.port(id).ok_or(DropReason::PortDetached)?;
-            push_ethernet(frame, Ethernet::new(port.peer_mac, port.mac, ether_type))
+            push(frame, &Ethernet::new(port.peer_mac, port.mac, ether_type))
         }
         Hop::Neighbour(number) => {
             let port = cx.tables.port(UPLINK_PORT).ok_or(DropReason::PortDetached)?;
             let mac = cx.neighbours.mac(number).ok_or(DropReason::NeighbourUnresolved)?;
-            push_ethernet(frame, Ethernet::new(mac, port.mac, ether_type))
+            push(frame, &Ethernet::new(mac, port.mac, ether_type))
         }
         Hop::Tunnel(number) => {
             let node = cx.tables.nodes.get(usize::from(number)).filter(|node| node.exists);
-            encapsulate(frame, meta, node.ok_or(DropReason::NoRoute)?, ether_type, cx)
+            encapsulate(frame, node.ok_or(DropReason::NoRoute)?, ether_type, hash, cx)
         }
         Hop::Unresolved => Err(DropReason::NoRoute),
     }
-}
-
-#[inline(always)]
-fn push_ethernet(frame: &mut Frame, header: Ethernet) -> Result<(), DropReason> {
-    push(frame, &header)
 }
 
 #[inline(always)]
@@ -287,68 +404,62 @@ fn push<T: bytemuck::Pod>(frame: &mut Frame, header: &T) -> Result<(), DropReaso
     Ok(())
 }
 
-/// VXLAN to another node (RFC 7348). The outer source port comes from the inner flow, so that the fabric
-/// spreads flows over its paths and receivers over their queues.
+/// The MAC address on the uplink behind which a node is.
 #[inline(always)]
-fn encapsulate(
-    frame: &mut Frame,
-    meta: &Meta,
-    node: &Node,
-    ether_type: u16,
-    cx: &Context<'_>,
-) -> Result<(), DropReason> {
-    let local = cx.tables.local.as_ref().ok_or(DropReason::NotConfigured)?;
-    let uplink = cx.tables.port(UPLINK_PORT).ok_or(DropReason::PortDetached)?;
-    let mac =
-        node.neighbour.and_then(|number| cx.neighbours.mac(number)).ok_or(DropReason::NeighbourUnresolved)?;
-    let v6 = !node.tunnel_to.is_v4();
-    push_ethernet(frame, Ethernet::new(node.vtep_mac, own_vtep_mac(cx), ether_type))?;
-    push(frame, &Vxlan::new(local.vni))?;
-    let udp_len = (udp::HEADER_LEN + frame.len()) as u16;
-    push(
-        frame,
-        &Udp {
-            sport: source_port(meta).to_be_bytes(),
-            dport: local.vxlan_port.to_be_bytes(),
-            len: udp_len.to_be_bytes(),
-            checksum: [0; 2],
-        },
-    )?;
-    if v6 {
-        // Over IPv6 receivers may insist on a checksum (RFC 6935, 5; Linux does unless told otherwise).
-        let (src, dst) = (node.tunnel_from.0, node.tunnel_to.0);
-        let sum = match checksum::transport(&src, &dst, proto::UDP, frame.bytes()) {
-            0 => 0xffff,
-            sum => sum,
-        };
-        frame.bytes_mut()[6..8].copy_from_slice(&sum.to_be_bytes());
-        push(frame, &Ipv6::new(src, dst, proto::UDP, udp_len, TUNNEL_TTL))?;
-        push_ethernet(frame, Ethernet::new(mac, uplink.mac, ethernet::IPV6))
-    } else {
-        let (src, dst) = (node.tunnel_from.last4(), node.tunnel_to.last4());
-        push(frame, &Ipv4::new(src, dst, proto::UDP, udp_len + size_of::<Ipv4>() as u16, TUNNEL_TTL))?;
-        push_ethernet(frame, Ethernet::new(mac, uplink.mac, ethernet::IPV4))
-    }
-}
-
-/// TTL of tunnel packets.
-const TUNNEL_TTL: u8 = 64;
-
-fn own_vtep_mac(cx: &Context<'_>) -> Mac {
-    let (v4, v6) = (cx.tables.node_v4.uplink, cx.tables.node_v6.uplink);
-    vtep_mac_of(if v4.is_v4() { v4 } else { v6 })
+fn next_hop(node: &Node, cx: &Context<'_>) -> Result<Mac, DropReason> {
+    node.neighbour.and_then(|number| cx.neighbours.mac(number)).ok_or(DropReason::NeighbourUnresolved)
 }
 
 /// Of the dynamic ports (RFC 7348, 5): the same for all packets of a flow in one direction.
 #[inline(always)]
-fn source_port(meta: &Meta) -> u16 {
-    let key = &meta.key;
-    let word = |addr: &crate::wire::Addr, at: usize| {
-        u64::from_ne_bytes(addr.0[at..at + 8].try_into().expect("8 bytes of 16"))
+fn source_port(hash: u64) -> u16 {
+    0xc000 | (hash >> 50) as u16
+}
+
+/// VXLAN to another node (RFC 7348).
+fn encapsulate(
+    frame: &mut Frame,
+    node: &Node,
+    ether_type: u16,
+    hash: u64,
+    cx: &Context<'_>,
+) -> Result<(), DropReason> {
+    let (next_hop, sport) = (next_hop(node, cx)?, source_port(hash));
+    let Some(envelope) = &node.envelope else {
+        return encapsulate_v6(frame, node, ether_type, sport, next_hop, cx);
     };
-    let addresses =
-        word(&key.src, 0) ^ word(&key.src, 8) ^ (word(&key.dst, 0) ^ word(&key.dst, 8)).rotate_left(29);
-    let ports = u64::from(key.sport) << 24 | u64::from(key.dport) << 8 | u64::from(key.proto);
-    let mixed = (addresses ^ ports).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    0xc000 | (mixed >> 50) as u16
+    let len = frame.len() as u16;
+    if !frame.push_front(size_of::<Envelope>()) {
+        return Err(DropReason::NoHeadroom);
+    }
+    let out = frame.bytes_mut().first_chunk_mut().ok_or(DropReason::NoHeadroom)?;
+    envelope.seal(out, next_hop, sport, ether_type, len);
+    Ok(())
+}
+
+/// Over IPv6, where receivers may insist on a checksum (RFC 6935, 5; Linux does unless told otherwise).
+#[cold]
+fn encapsulate_v6(
+    frame: &mut Frame,
+    node: &Node,
+    ether_type: u16,
+    sport: u16,
+    next_hop: Mac,
+    cx: &Context<'_>,
+) -> Result<(), DropReason> {
+    let local = cx.tables.local.as_ref().ok_or(DropReason::NotConfigured)?;
+    let uplink = cx.tables.port(UPLINK_PORT).ok_or(DropReason::PortDetached)?;
+    push(frame, &Ethernet::new(node.vtep_mac, cx.tables.vtep_mac(), ether_type))?;
+    push(frame, &Vxlan::new(local.vni))?;
+    let len = (udp::HEADER_LEN + frame.len()) as u16;
+    let (sport, dport) = (sport.to_be_bytes(), local.vxlan_port.to_be_bytes());
+    push(frame, &Udp { sport, dport, len: len.to_be_bytes(), checksum: [0; 2] })?;
+    let (src, dst) = (node.tunnel_from.0, node.tunnel_to.0);
+    let sum = match checksum::transport(&src, &dst, proto::UDP, frame.bytes()) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    frame.bytes_mut()[6..8].copy_from_slice(&sum.to_be_bytes());
+    push(frame, &Ipv6::new(src, dst, proto::UDP, len, TUNNEL_TTL))?;
+    push(frame, &Ethernet::new(next_hop, uplink.mac, ethernet::IPV6))
 }

@@ -6,5 +6,6 @@ pub mod forward;
 pub mod hop;
 pub mod parse;
 pub mod policy;
+pub(crate) mod quick;
 pub mod reply;
 pub mod service;

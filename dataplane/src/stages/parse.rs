@@ -3,6 +3,8 @@
 use crate::batch::{Answer, Batch, Key, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
+use crate::prefetch;
+use crate::stages::quick::{self, Quick};
 use crate::tables::route::Route;
 use crate::tables::{Port, PortKind, Tables, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
@@ -21,9 +23,17 @@ pub const LINK_GATEWAY_V4: [u8; 4] = [169, 254, 1, 1];
 /// The address that pods have as their default gateway, for IPv6: fe80::1.
 pub const LINK_GATEWAY_V6: [u8; 16] = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
+/// Packets between asking for the headers of one and reading them: whoever received it has not looked at it.
+const LEAD: usize = 8;
+
 /// Sees every packet.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
-    for (index, (frame, meta)) in batch.frames.iter_mut().zip(&mut batch.meta).enumerate() {
+    batch.frames.iter().take(LEAD).for_each(ask_for_headers);
+    for index in 0..batch.len() {
+        if let Some(frame) = batch.frames.get(index + LEAD) {
+            ask_for_headers(frame);
+        }
+        let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
         if cx.tables.local.is_none() {
             // Before the first tables only what the kernel may have anyway goes on.
             if meta.in_port != UPLINK_PORT {
@@ -36,8 +46,8 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
             continue;
         }
         match packet(frame, meta, cx) {
-            Ok(Parsed::Keyed) if is_tunnel(meta, cx.tables) => waiting.tunnelled.push(index),
-            Ok(Parsed::Keyed) => waiting.keyed.push(index),
+            Ok(Parsed::Tunnelled) => waiting.tunnelled.push(index),
+            Ok(Parsed::Keyed) => waiting.keyed.announce(index, &batch.meta, cx),
             Ok(Parsed::Answered) => waiting.answers.push(index),
             Ok(Parsed::NotOurs) => meta.verdict = Verdict::Host,
             Err(reason) => meta.drop(reason),
@@ -45,18 +55,60 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     }
 }
 
+/// Both cache lines: the inner headers of a tunnelled packet begin in the second.
+#[inline(always)]
+fn ask_for_headers(frame: &Frame) {
+    let first = frame.bytes().as_ptr();
+    prefetch::write(first);
+    prefetch::write(first.wrapping_add(64));
+}
+
 /// What parsing a frame comes to.
 enum Parsed {
     /// It has a flow key.
     Keyed,
+    /// It is VXLAN to this node.
+    Tunnelled,
     /// It waits for the reply stage.
     Answered,
     /// It is for the node's kernel.
     NotOurs,
 }
 
+#[inline(always)]
 fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Parsed, DropReason> {
     let port = cx.tables.port(meta.in_port).ok_or(DropReason::PortDetached)?;
+    let before = *meta;
+    let quick = quick::from_port(frame, meta, port, cx.tables);
+    if cfg!(debug_assertions) && quick != Quick::Unknown {
+        let mut slow = before;
+        let parsed = any_packet(frame, &mut slow, port, cx);
+        assert!(matches!(parsed, Ok(Parsed::Keyed)) && slow.is_same_but_for(meta, flags::PLAIN));
+    }
+    match quick {
+        Quick::Keyed => Ok(Parsed::Keyed),
+        Quick::ToTunnelPort => Ok(tunnel_or_not(meta, cx.tables)),
+        Quick::Unknown => match any_packet(frame, meta, port, cx)? {
+            Parsed::Keyed if is_tunnel_port(meta, cx.tables) => Ok(tunnel_or_not(meta, cx.tables)),
+            parsed => Ok(parsed),
+        },
+    }
+}
+
+/// UDP to the port of tunnels is VXLAN if it is to this node.
+fn tunnel_or_not(meta: &Meta, tables: &Tables) -> Parsed {
+    let to_us = meta.key.dst == tables.node(meta.has(flags::V6)).uplink;
+    if to_us { Parsed::Tunnelled } else { Parsed::Keyed }
+}
+
+/// Every kind of packet.
+#[inline(never)]
+fn any_packet(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    port: &Port,
+    cx: &mut Context<'_>,
+) -> Result<Parsed, DropReason> {
     match port.kind {
         PortKind::Pod if !port.admitted => return Err(DropReason::PodPending),
         PortKind::Pod => meta.flags |= flags::FROM_POD,
@@ -177,10 +229,12 @@ fn is_some_node(addr: &Addr, tables: &Tables) -> bool {
     tables.is_node_address(addr) || tables.node_by_address.contains_key(addr)
 }
 
-/// The packet that decap has laid bare: its Ethernet header is the frame's first byte again.
+/// The packet that decap has laid bare: its Ethernet header is the frame's first byte again. Whether `node`, who
+/// sent it, may speak for its source is up to decap, unless this has seen it.
 ///
 /// # Errors
 /// The reason to drop it.
+#[inline(never)]
 pub fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), DropReason> {
     let ethernet: &Ethernet = view(frame.bytes(), 0).ok_or(DropReason::MalformedVxlan)?;
     meta.l3 = ethernet::HEADER_LEN as u16;
@@ -197,7 +251,7 @@ pub fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), 
     }
     match keyed(meta, tables)? {
         Parsed::Keyed => Ok(()),
-        Parsed::Answered | Parsed::NotOurs => Err(DropReason::Fragment),
+        _ => Err(DropReason::Fragment),
     }
 }
 

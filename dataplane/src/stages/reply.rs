@@ -78,7 +78,8 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &mut Context<'_>) -> Result<(), Dr
     if meta.has(flags::DECAPPED) {
         // Back through the tunnel that it came by.
         let back = Meta { l3: ethernet::HEADER_LEN as u16, key: meta.key.reversed(), ..*meta };
-        return forward::send(frame, &back, NextHop::tunnel(meta.tunnel_from - 1), cx);
+        let hash = cx.flows_v6.hash(&back.key);
+        return forward::send(frame, &back, NextHop::tunnel(meta.tunnel_from - 1), hash, cx);
     }
     let header = Ethernet::new(sender, port.mac, ether_type);
     frame.bytes_mut()[..ethernet::HEADER_LEN].copy_from_slice(bytemuck::bytes_of(&header));

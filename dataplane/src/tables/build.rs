@@ -13,10 +13,11 @@ use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
 use super::policy::Policies;
 use super::route::{Prefix, Route, Routes, host_prefix};
 use super::services::{Id, Services};
-use super::{MAX_PORTS, Node, NodeAddresses, PodAt, Port, PortKind, Tables};
+use super::{MAX_PORTS, Node, NodeAddresses, PodAt, Port, PortKind, Tables, UPLINK_PORT};
 use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::{GATEWAY_MAC, Mac};
+use crate::wire::vxlan::Envelope;
 
 /// A port as it was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +150,8 @@ impl Builder {
         let mut next = self.current.clone();
         next.revision += 1;
         if stale.topology {
-            self.build_topology(&mut next, neighbours);
+            self.build_topology(&mut next);
+            self.build_nodes(&mut next, neighbours);
         }
         if stale.services {
             let mut services = Services::default();
@@ -221,12 +223,11 @@ impl Builder {
         }
     }
 
-    /// This node, the others, ports and pods.
-    fn build_topology(&mut self, next: &mut Tables, neighbours: &Neighbours) {
+    /// This node, ports and pods.
+    fn build_topology(&self, next: &mut Tables) {
         let local = self.local().cloned();
         next.node_v4 = node_addresses(local.as_ref(), true);
         next.node_v6 = node_addresses(local.as_ref(), false);
-        self.build_nodes(next, neighbours);
 
         let mut identities: HashMap<&str, u32> = HashMap::new();
         let mut pods = HashMap::new();
@@ -254,6 +255,7 @@ impl Builder {
         next.local = local.map(Arc::new);
     }
 
+    /// The other nodes: after this one and its uplink.
     fn build_nodes(&mut self, next: &mut Tables, neighbours: &Neighbours) {
         let mut nodes: Vec<Node> = next.nodes.iter().cloned().collect();
         nodes.iter_mut().for_each(|node| node.exists = false);
@@ -381,8 +383,17 @@ fn compile_node(
         neighbour: next_hop.and_then(|addr| neighbours.number(&addr)).inspect(|number| {
             let _ = neighbours.mac(*number);
         }),
+        envelope: envelope(tables, (node.vtep_mac, tunnel_to), tunnel_from),
         exists: true,
     })
+}
+
+/// What packets to another node are put into, where the tunnel is over IPv4.
+fn envelope(tables: &Tables, to: (Mac, Addr), from: Addr) -> Option<Envelope> {
+    let (local, uplink) = (tables.local.as_ref()?, tables.port(UPLINK_PORT)?);
+    let is_v4 = from.is_v4() && to.1.is_v4();
+    let (from, to) = ((tables.vtep_mac(), from.last4()), (to.0, to.1.last4()));
+    is_v4.then(|| Envelope::new(uplink.mac, from, to, local.vxlan_port, local.vni))
 }
 
 fn port(config: &PortConfig, identity: Option<u32>) -> Port {

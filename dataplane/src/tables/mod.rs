@@ -16,6 +16,7 @@ use hashbrown::{HashMap, HashSet};
 use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
+use crate::wire::vxlan::Envelope;
 use objects::LocalNode;
 use policy::Policies;
 use route::{Prefix, Route, Routes};
@@ -89,6 +90,8 @@ pub struct Node {
     pub pods: [Prefix; 2],
     /// Number in `Neighbours` of the next hop on the uplink towards it; `None`: not routable now.
     pub neighbour: Option<u32>,
+    /// The headers of the tunnel over IPv4; without them it is over IPv6.
+    pub envelope: Option<Envelope>,
     /// Whether it is (still) in the cluster.
     pub exists: bool,
 }
@@ -148,6 +151,12 @@ pub struct PodAt {
 }
 
 impl Tables {
+    /// The MAC address of this node's end of the tunnels.
+    pub fn vtep_mac(&self) -> Mac {
+        let (v4, v6) = (self.node_v4.uplink, self.node_v6.uplink);
+        objects::vtep_mac_of(if v4.is_v4() { v4 } else { v6 })
+    }
+
     /// The node's own addresses of a family.
     #[inline(always)]
     pub fn node(&self, v6: bool) -> &NodeAddresses {

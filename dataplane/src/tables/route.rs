@@ -61,6 +61,12 @@ impl NextHop {
         }
     }
 
+    /// Whether it is through the tunnel.
+    #[inline(always)]
+    pub const fn is_tunnel(self) -> bool {
+        self.0 >> KIND == 2
+    }
+
     /// As a number.
     #[inline(always)]
     pub const fn bits(self) -> u32 {

@@ -81,6 +81,13 @@ pub fn apply(field: &mut [u8; 2], delta: Delta) {
     *field = (!fold(sum)).to_be_bytes();
 }
 
+/// Two changes at once.
+#[inline(always)]
+pub fn apply_both(field: &mut [u8; 2], one: Delta, other: Delta) {
+    let sum = u32::from(!u16::from_be_bytes(*field)) + u32::from(one.0) + u32::from(other.0);
+    *field = (!fold(sum)).to_be_bytes();
+}
+
 /// As [`apply`], for UDP: zero stands for "no checksum" and stays; a result of zero is sent as 0xffff
 /// (RFC 768).
 #[inline(always)]

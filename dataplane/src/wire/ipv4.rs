@@ -57,6 +57,9 @@ pub struct Ipv4 {
 
 const _: () = assert!(size_of::<Ipv4>() == MIN_LEN);
 
+/// Change of the header's sum when the TTL, the high byte of its word, becomes one less.
+pub const ONE_HOP: checksum::Delta = checksum::Delta::word(0x0100, 0);
+
 impl Ipv4 {
     /// A header without options, its checksum set.
     #[inline]
@@ -98,9 +101,7 @@ impl Ipv4 {
     /// Takes one hop off and mends the checksum.
     #[inline(always)]
     pub fn decrement_ttl(&mut self) {
-        let old = u16::from_be_bytes([self.ttl, self.proto]);
         self.ttl -= 1;
-        let new = u16::from_be_bytes([self.ttl, self.proto]);
-        checksum::apply(&mut self.checksum, checksum::Delta::word(old, new));
+        checksum::apply(&mut self.checksum, ONE_HOP);
     }
 }

@@ -83,6 +83,21 @@ pub struct Rewrite {
     pub l4: Delta,
 }
 
+/// A [`Rewrite`] as an IPv4 packet takes it.
+#[derive(Clone, Copy, Debug)]
+pub struct RewriteV4 {
+    /// Source and destination address, in network order.
+    pub addresses: [u8; 8],
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// Change of the IPv4 header's sum.
+    pub l3: Delta,
+    /// Change of the transport's sum.
+    pub l4: Delta,
+}
+
 /// What every line can do; the two families differ in where the addresses lie.
 ///
 /// Everything is a relaxed load or store of whole words: a plain `mov`.
@@ -325,6 +340,19 @@ impl Line for LineV6 {
 }
 
 impl LineV4 {
+    /// [`Line::rewrite`], ready to be written into a packet.
+    #[inline(always)]
+    pub fn rewrite_v4(&self) -> RewriteV4 {
+        let word = self.0[3].load(Ordering::Relaxed);
+        RewriteV4 {
+            addresses: self.0[2].load(Ordering::Relaxed).to_ne_bytes(),
+            sport: word as u16,
+            dport: (word >> 16) as u16,
+            l3: Delta((word >> 32) as u16),
+            l4: Delta((word >> 48) as u16),
+        }
+    }
+
     /// A line of zeros, for models that have no mapped memory.
     #[cfg(wirelane_loom)]
     pub fn zeroed() -> LineV4 {
