@@ -474,9 +474,10 @@ impl Processor for Engine {
     }
 
     fn housekeeping(&mut self, now: Now) {
-        /// Few enough for no packet to notice, and enough for a million flows to be seen within seconds.
-        const BUCKETS: usize = 64;
-        Engine::housekeeping(self, now, BUCKETS);
+        /// Few enough for no packet to notice (a few microseconds), and enough for a million flows to be seen within
+        /// four seconds.
+        const RECORDS: usize = 256;
+        Engine::housekeeping(self, now, RECORDS);
     }
 
     #[inline]

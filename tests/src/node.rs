@@ -227,10 +227,17 @@ impl Node {
     /// Lets time pass, with the housekeeping of it: flows that are idle for too long end.
     pub fn pass(&mut self, milliseconds: u32) {
         self.tick = self.tick.wrapping_add(milliseconds);
-        let buckets = self.control.shared.flows_v4.buckets() + self.control.shared.flows_v6.buckets();
+        let now = Now { tick: self.tick };
+        // Until a whole round has nothing left to end; then until the records are free again.
+        loop {
+            self.worker.processor.quiescent();
+            if self.worker.processor.housekeeping(now, usize::MAX >> 1) == 0 {
+                break;
+            }
+        }
         for _ in 0..2 {
             self.worker.processor.quiescent();
-            self.worker.processor.housekeeping(Now { tick: self.tick }, buckets);
+            self.worker.processor.housekeeping(now, 0);
         }
     }
 

@@ -353,17 +353,17 @@ struct FlowCopy {
 
 /// Every flow, in pieces small enough for nobody to wait for one.
 fn pieces(shared: &Shared) -> impl Iterator<Item = Vec<FlowCopy>> + '_ {
-    const BUCKETS: usize = 4096;
-    let ranges = |all: usize| (0..all).step_by(BUCKETS).map(move |first| first..all.min(first + BUCKETS));
-    let v4 = ranges(shared.flows_v4.buckets());
-    let v6 = ranges(shared.flows_v6.buckets());
+    const RECORDS: usize = 4096;
+    let ranges = |all: usize| (0..all).step_by(RECORDS).map(move |first| first..all.min(first + RECORDS));
+    let v4 = ranges(shared.flows_v4.used());
+    let v6 = ranges(shared.flows_v6.used());
     v4.map(|range| shared.with_flows(|v4, _| copies(v4, range)))
         .chain(v6.map(|range| shared.with_flows(|_, v6| copies(v6, range))))
 }
 
-fn copies<F: Family>(table: &FlowTable<F>, buckets: Range<usize>) -> Vec<FlowCopy> {
+fn copies<F: Family>(table: &FlowTable<F>, records: Range<usize>) -> Vec<FlowCopy> {
     let mut flows = Vec::new();
-    table.for_each_in(buckets, |flow| flows.push(FlowCopy::of(table, flow)));
+    table.for_each_in(records, |flow| flows.push(FlowCopy::of(table, flow)));
     flows
 }
 
@@ -372,7 +372,7 @@ impl FlowCopy {
         let lines = [table.line(flow), table.line(flow.reversed())];
         let [original, reply] = lines.map(Line::key);
         let tails = lines.map(Line::tail);
-        let [seen, seen_reply] = tails.map(|tail| tail.seen());
+        let (seen, seen_reply) = table.seen(flow);
         FlowCopy {
             original,
             reply,

@@ -140,9 +140,9 @@ impl<B: std::ops::Deref<Target = [Bucket]>> Index<B> {
         Index { buckets, mask }
     }
 
-    /// Number of buckets.
-    pub fn buckets(&self) -> usize {
-        self.buckets.len()
+    /// The buckets' memory.
+    pub fn storage(&self) -> &B {
+        &self.buckets
     }
 
     /// Asks for the cache line where the key most likely is.
@@ -201,15 +201,6 @@ impl<B: std::ops::Deref<Target = [Bucket]>> Index<B> {
             first.overflowed.fetch_sub(1, Ordering::AcqRel);
         }
         did
-    }
-
-    /// The original directions in one bucket: each live flow is in exactly one.
-    pub fn originals(&self, bucket: usize) -> impl Iterator<Item = FlowRef> + '_ {
-        self.buckets[bucket]
-            .refs
-            .iter()
-            .filter_map(|slot| Reference(slot.load(Ordering::Acquire)).flow())
-            .filter(|flow| flow.direction() == 0)
     }
 
     /// Another entry of the same key: its place, its flow, and whether it is tentative; committed ones first.
