@@ -20,9 +20,20 @@ const CHAIN: u32 = 64;
 /// How many chains of ended flows wait for one worker at most. No flow ends beyond that.
 const WAITING: usize = 1024;
 
-/// The most free records that are kept ahead by ending unanswered flows: what millions of new flows a second take until
-/// every worker has been quiescent.
-const RESERVE: u32 = 16_384;
+/// How many free records are kept ahead at least and at most, in a table that is large enough: a quarter of it for a few
+/// batches of new flows, or for millions a second, until every worker has been quiescent.
+const RESERVE: (u32, u32) = (256, 16_384);
+
+/// How short free records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pressure {
+    /// They are not.
+    None,
+    /// Fewer than are kept ahead: what has waited long enough for an answer goes.
+    Some,
+    /// Fewer than half of that: whatever waits for one.
+    Much,
+}
 
 /// Records chained by [`Line::free_link`]s: each names the next one, plus one.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,8 +63,8 @@ pub struct Share {
     /// Where this worker's hands stand among its records.
     pub(super) hand: u32,
     pub(super) second_hand: u32,
-    /// Free records are short: unanswered flows have to go.
-    pub(super) is_pressed: bool,
+    /// Whether unanswered flows have to go.
+    pub(super) pressure: Pressure,
     /// Flows that this worker has ended since they were idle for too long.
     pub expired: u64,
     /// Flows that this worker has ended since there was no room for a new one.
@@ -75,7 +86,7 @@ impl Share {
             waiting: 0,
             hand: 0,
             second_hand: 0,
-            is_pressed: false,
+            pressure: Pressure::None,
             expired: 0,
             evicted: 0,
         }
@@ -110,7 +121,7 @@ pub(super) struct Pool {
     shared: CachePadded<SharedPool>,
     /// Records in a full chain: fewer in a small table, of which no worker may hold much.
     chain: u32,
-    /// With fewer free records than this, unanswered flows go.
+    /// How many free records are kept ahead.
     reserve: u64,
 }
 
@@ -128,7 +139,7 @@ impl Pool {
         Pool {
             shared: CachePadded::new(SharedPool { chains: AtomicU64::new(0), chained: AtomicU64::new(0) }),
             chain: (capacity / 64).clamp(1, CHAIN),
-            reserve: u64::from((capacity / 32).min(RESERVE)),
+            reserve: u64::from((capacity / 32).clamp(RESERVE.0, RESERVE.1).min(capacity / 4)),
         }
     }
 
@@ -180,15 +191,15 @@ impl<F: Family> Records<'_, F> {
         }
     }
 
-    /// Has at hand again what may be used again, and begins to wait for what has ended since. Says whether free
-    /// records are short.
+    /// Has at hand again what may be used again, and begins to wait for what has ended since. Tells how
+    /// short free records are.
     pub(super) fn settle(&self, share: &mut Share, epochs: &Epochs) {
         self.reclaim(share, epochs);
         // While another chain waits, this one grows.
         if share.ending.len > 0 && share.ended.is_empty() {
             self.close(share, epochs);
         }
-        share.is_pressed = self.is_short(share);
+        share.pressure = self.pressure(share);
     }
 
     /// Has at hand again what may be used again.
@@ -239,13 +250,17 @@ impl<F: Family> Records<'_, F> {
         if share.current.len == 0 {
             share.fresh = self.take_fresh();
         }
-        share.is_pressed = self.is_short(share);
+        share.pressure = self.pressure(share);
     }
 
-    fn is_short(&self, share: &Share) -> bool {
+    fn pressure(&self, share: &Share) -> Pressure {
         let used = self.used.load(Ordering::Relaxed);
         let pooled = self.pool.shared.chained.load(Ordering::Relaxed);
-        (self.records.len() as u64).saturating_sub(used) + pooled + share.len() < self.pool.reserve
+        match (self.records.len() as u64).saturating_sub(used) + pooled + share.len() {
+            free if free >= self.pool.reserve => Pressure::None,
+            free if free >= self.pool.reserve / 2 => Pressure::Some,
+            _ => Pressure::Much,
+        }
     }
 
     fn give(&self, share: &mut Share, chain: Chain, last: u32) {

@@ -6,7 +6,7 @@
 //! records are short, and keeps some ahead, since a record is free only once every worker has been quiescent. It passes
 //! over the blocks of records in which no flow has begun since it was there last: those have only what it left.
 
-use super::free::Share;
+use super::free::{Pressure, Share};
 use super::line::{Family, Line};
 use super::state::State;
 use super::{FlowRef, FlowTable};
@@ -18,6 +18,9 @@ pub(super) const BLOCK: u32 = 64;
 
 /// The most flows that end in one move: what a worker can do between two batches without any packet's noticing.
 const ENDED: usize = 64;
+
+/// How long a flow may wait for an answer as long as free records are not very short, in milliseconds.
+const PATIENCE: u32 = 1000;
 
 /// What is done for each new flow while free records are short: two end for one that begins, so that it gets ahead.
 const ENDED_A_FLOW: usize = 2;
@@ -86,7 +89,10 @@ impl<F: Family> FlowTable<F> {
             }
             if self.idle(flow, now) > self.shortest && self.is_expired(flow, now) {
                 condemned.add(self, flow);
-            } else if share.is_pressed && self.is_dispensable(flow) {
+            } else if share.pressure != Pressure::None
+                && self.idle(flow, now) >= PATIENCE
+                && self.is_dispensable(flow)
+            {
                 condemned.add(self, flow);
                 evicted += 1;
             }
@@ -102,6 +108,7 @@ impl<F: Family> FlowTable<F> {
     pub(super) fn make_room(&self, share: &mut Share, epochs: &Epochs, now: u32) {
         let used = self.used() as u32;
         let mut condemned = Condemned::<ENDED_A_FLOW>::default();
+        let patience = if share.pressure == Pressure::Much { 0 } else { PATIENCE };
         let (mut records, mut blocks) = (RECORDS_A_FLOW, BLOCKS_A_FLOW);
         while records > 0 && blocks > 0 && condemned.len < ENDED_A_FLOW {
             let record = share.under(share.second_hand);
@@ -118,7 +125,13 @@ impl<F: Family> FlowTable<F> {
             share.second_hand += 1;
             records -= 1;
             let flow = FlowRef::new(record, 0);
-            if self.line(flow).tail().is_live() && (self.is_dispensable(flow) || self.is_expired(flow, now)) {
+            if !self.line(flow).tail().is_live() || !self.is_dispensable(flow) {
+                continue;
+            }
+            if self.idle(flow, now) < patience {
+                // Not yet, but the next time round.
+                self.begun_in.note(record);
+            } else {
                 condemned.add(self, flow);
             }
         }

@@ -38,7 +38,7 @@ pub use adopt::Adopted;
 #[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 pub use file::{FileSystem, Found, Mismatch, OpenError, Place};
 pub use free::Share;
-use free::{Pool, Records};
+use free::{Pool, Pressure, Records};
 use hand::Begun;
 pub use index::FlowRef;
 use index::{Index, Refused};
@@ -222,7 +222,7 @@ impl<F: Family> FlowTable<F> {
         if self.lookup(reply_hash, &new.reply.0).is_some() {
             return Err(InsertError::ReplyTaken);
         }
-        if share.is_pressed {
+        if share.pressure != Pressure::None {
             self.make_room(share, epochs, now);
         }
         if !self.may_retire(share, epochs) {
