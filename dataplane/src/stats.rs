@@ -235,7 +235,7 @@ impl DropRecord {
     }
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
 

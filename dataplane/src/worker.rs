@@ -503,7 +503,7 @@ impl Processor for Engine {
     }
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
     use crate::batch::BATCH;

@@ -39,7 +39,7 @@ pub struct Bucket {
     refs: [AtomicU32; ENTRIES],
 }
 
-#[cfg(not(wirelane_loom))]
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// A record and one of its two directions, as an index entry names it.
@@ -346,7 +346,7 @@ impl Bucket {
     }
 
     /// An empty bucket, for models and tests that have no mapped memory.
-    #[cfg(any(test, wirelane_loom))]
+    #[cfg(any(test, wirelane_loom, wirelane_shuttle))]
     pub fn empty() -> Bucket {
         Bucket {
             tags: std::array::from_fn(|_| AtomicU16::new(0)),
@@ -362,7 +362,7 @@ fn tag(hash: u64) -> u16 {
     (hash >> 48) as u16
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
 

@@ -78,7 +78,7 @@ pub struct LineV4([AtomicU64; 8]);
 #[repr(C, align(128))]
 pub struct LineV6([AtomicU64; 16]);
 
-#[cfg(not(wirelane_loom))]
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 const _: () = assert!(size_of::<LineV4>() == 64 && size_of::<LineV6>() == 128);
 
 /// What a packet of one direction is turned into, compiled when the flow was made.
@@ -146,6 +146,10 @@ pub trait Line: Debug + Send + Sync + 'static {
     #[cfg(any(wirelane_loom, wirelane_shuttle))]
     fn zeroed() -> Self;
 
+    /// As it is left if the process is killed this instant: a copy during which nobody else runs.
+    #[cfg(wirelane_shuttle)]
+    fn left(&self) -> Self;
+
     /// A word that a free record may use to name the next free one, but for its topmost bit, which is 0 then.
     fn free_link(&self) -> &AtomicU64;
 }
@@ -209,7 +213,7 @@ impl Tail<'_> {
 
     /// The record is a live flow's from now on; of the original direction.
     pub fn go_live(&self) {
-        self.ids.store(self.ids.load(Ordering::Relaxed) | LIVE, Ordering::Release);
+        self.ids.fetch_or(LIVE, Ordering::Release);
     }
 
     /// The record is no live flow's any more; of the original direction. Returns whether it was: who ends a flow is
@@ -372,6 +376,11 @@ impl Line for LineV4 {
         LineV4(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 
+    #[cfg(wirelane_shuttle)]
+    fn left(&self) -> LineV4 {
+        LineV4(std::array::from_fn(|word| AtomicU64::new(crate::sync::left(&self.0[word]))))
+    }
+
     fn free_link(&self) -> &AtomicU64 {
         &self.0[7]
     }
@@ -426,6 +435,11 @@ impl Line for LineV6 {
         LineV6(std::array::from_fn(|_| AtomicU64::new(0)))
     }
 
+    #[cfg(wirelane_shuttle)]
+    fn left(&self) -> LineV6 {
+        LineV6(std::array::from_fn(|word| AtomicU64::new(crate::sync::left(&self.0[word]))))
+    }
+
     fn free_link(&self) -> &AtomicU64 {
         &self.0[9]
     }
@@ -446,7 +460,7 @@ impl LineV4 {
     }
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -100,7 +100,7 @@ pub struct FlowTable<F: Family> {
 }
 
 /// The most workers.
-pub const MAX_WORKERS: usize = 64;
+pub const MAX_WORKERS: usize = if cfg!(any(wirelane_loom, wirelane_shuttle)) { 4 } else { 64 };
 
 /// What a table has to know of the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -385,8 +385,11 @@ impl<F: Family> FlowTable<F> {
 }
 
 fn clamp(capacity: u32) -> u32 {
-    capacity.clamp(64, 1 << 29)
+    const LEAST: u32 = if cfg!(any(wirelane_loom, wirelane_shuttle)) { 1 } else { 64 };
+    capacity.clamp(LEAST, 1 << 29)
 }
 
+#[cfg(all(test, any(wirelane_loom, wirelane_shuttle)))]
+mod models;
 #[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests;

@@ -44,6 +44,14 @@ impl<F: Family> Storage<F> {
         Ok(Storage { records, used: AtomicU64::new(0) })
     }
 
+    /// As it is left if the process is killed this instant.
+    #[cfg(wirelane_shuttle)]
+    pub(super) fn left(&self) -> Storage<F> {
+        let left = |record: &Record<F>| Record { lines: [0, 1].map(|side: usize| record.lines[side].left()) };
+        let used = AtomicU64::new(crate::sync::left(&self.used));
+        Storage { records: self.records.iter().map(left).collect(), used }
+    }
+
     pub(super) fn used(&self) -> &AtomicU64 {
         &self.used
     }
