@@ -122,8 +122,7 @@ fn open_flows<F: Family>(
 ) -> anyhow::Result<FlowTable<F>> {
     let path = folder.join(file);
     let now = Now::read().tick;
-    let (table, found, adopted) =
-        FlowTable::open(&path, config.flows, random_seed(), config.flow_rules(), now)?;
+    let (table, found) = FlowTable::open(&path, config.flows, random_seed(), config.flow_rules(), now)?;
     let place = table.place();
     match found {
         Found::Nothing => tracing::info!(family, %place, "no flows from before"),
@@ -131,7 +130,7 @@ fn open_flows<F: Family>(
             tracing::error!(family, %place, %mismatch, "the flows from before are lost: their file does not fit");
         }
         Found::Flows { closed } => {
-            let Adopted { flows, damaged, doubled } = adopted;
+            let Adopted { flows, damaged, doubled } = table.adopted();
             tracing::info!(family, %place, closed, flows, damaged, doubled, "flows from before go on");
         }
     }

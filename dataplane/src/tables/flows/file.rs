@@ -20,7 +20,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs};
 
 use super::line::Family;
 use super::storage::Storage;
-use super::{Adopted, FlowTable, Record, Rules};
+use super::{FlowTable, Record, Rules};
 use crate::io::memory_area::MemoryArea;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -137,7 +137,7 @@ impl Display for Place {
 
 impl<F: Family> FlowTable<F> {
     /// The table in the file at `path`: the flows that another process has left there, if they fit, or none. Says what
-    /// was found, and what became of it. `seed` is for a new file.
+    /// was found; [`FlowTable::adopted`] says what became of it. `seed` is for a new file.
     ///
     /// # Errors
     /// When another process has the file, or there is not enough memory for it.
@@ -147,13 +147,13 @@ impl<F: Family> FlowTable<F> {
         seed: u64,
         rules: Rules,
         now: u32,
-    ) -> Result<(FlowTable<F>, Found, Adopted), OpenError> {
+    ) -> Result<(FlowTable<F>, Found), OpenError> {
         let capacity = super::clamp(capacity);
         let (storage, seed, found) = FlowFile::open(path, capacity, seed)?;
         let io = |source| OpenError::Io { path: path.into(), source };
-        let table = FlowTable::over(storage, capacity, seed, rules).map_err(io)?;
-        let adopted = table.adopt(now);
-        Ok((table, found, adopted))
+        let mut table = FlowTable::over(storage, capacity, seed, rules).map_err(io)?;
+        table.adopt(now);
+        Ok((table, found))
     }
 
     /// Where the records lie.

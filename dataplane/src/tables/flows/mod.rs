@@ -97,6 +97,7 @@ pub struct FlowTable<F: Family> {
     shortest: u32,
     quota: Quota,
     begun_in: Begun,
+    adopted: Adopted,
 }
 
 /// The most workers.
@@ -142,6 +143,7 @@ impl<F: Family> FlowTable<F> {
             shortest: rules.timeouts.shortest(),
             quota: Quota::new(rules.limits),
             begun_in: Begun::new(capacity),
+            adopted: Adopted::default(),
         })
     }
 
@@ -257,6 +259,11 @@ impl<F: Family> FlowTable<F> {
         Rules { timeouts: self.timeouts, limits: self.quota.limits() }
     }
 
+    /// What became of the flows that another process has left.
+    pub fn adopted(&self) -> Adopted {
+        self.adopted
+    }
+
     /// Calls `visit` with every live flow. For threads that take part in the epochs.
     pub fn for_each(&self, visit: impl FnMut(FlowRef)) {
         self.for_each_in(0..self.used(), visit);
@@ -300,7 +307,7 @@ impl<F: Family> FlowTable<F> {
     }
 
     /// Makes everything but the records anew out of these.
-    fn adopt(&self, now: u32) -> Adopted {
+    fn adopt(&mut self, now: u32) {
         let adopted = adopt::adopt(&self.storage, &self.index, &self.pool, self.seed, now);
         self.live[0].store(adopted.flows, Ordering::Relaxed);
         self.for_each(|flow| {
@@ -308,7 +315,7 @@ impl<F: Family> FlowTable<F> {
             let line = self.line(flow);
             self.quota.adopt(&line.key(), line.tail().is_from_pod(), self.seed);
         });
-        adopted
+        self.adopted = adopted;
     }
 
     fn commit(

@@ -208,9 +208,9 @@ mod shuttle_tests {
         fn restart(&self) {
             let lasting = self.lasting.lock().unwrap();
             let storage = self.table.storage.left();
-            let table = FlowTable::<V4>::over(storage, CAPACITY, 1, Rules::default()).unwrap();
-            let adopted = table.adopt(JUST_NOW);
-            assert_eq!((adopted.damaged, adopted.doubled), (0, 0));
+            let mut table = FlowTable::<V4>::over(storage, CAPACITY, 1, Rules::default()).unwrap();
+            table.adopt(JUST_NOW);
+            assert_eq!((table.adopted().damaged, table.adopted().doubled), (0, 0));
             check(&table, &lasting);
         }
     }

@@ -9,7 +9,8 @@ use crate::tables::route::NextHop;
 const CAPACITY: u32 = 256;
 
 fn open(path: &Path) -> (Bench, Found, Adopted) {
-    let (table, found, adopted) = FlowTable::open(path, CAPACITY, 5, Rules::default(), 1000).unwrap();
+    let (table, found) = FlowTable::open(path, CAPACITY, 5, Rules::default(), 1000).unwrap();
+    let adopted = table.adopted();
     (Bench::over(table), found, adopted)
 }
 
@@ -99,11 +100,10 @@ fn a_file_that_does_not_fit_makes_an_empty_table() {
     let (mut b, ..) = open(&path);
     b.establish(&translated(1));
     drop(b);
-    let (table, found, adopted) =
-        FlowTable::<V4>::open(&path, 2 * CAPACITY, 5, Rules::default(), 1000).unwrap();
+    let (table, found) = FlowTable::<V4>::open(&path, 2 * CAPACITY, 5, Rules::default(), 1000).unwrap();
     let Found::Other(mismatch) = found else { panic!("{found:?}") };
     assert_eq!(mismatch.to_string(), "its capacity is 256; 512 is expected");
-    assert_eq!((adopted, table.len(), table.used()), (Adopted::default(), 0, 0));
+    assert_eq!((table.adopted(), table.len(), table.used()), (Adopted::default(), 0, 0));
     let error = FlowTable::<V4>::open(&path, 512, 5, Rules::default(), 1000).unwrap_err();
     assert!(error.to_string().contains("another dataplane"), "{error}");
 }
