@@ -9,7 +9,7 @@ use wirelane_dataplane::path::{Context, Local, Waiting};
 use wirelane_dataplane::rcu::Epochs;
 use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
-use wirelane_dataplane::tables::flows::Retired;
+use wirelane_dataplane::tables::flows::Share;
 use wirelane_dataplane::wire::tcp;
 
 fn parse(criterion: &mut Criterion) {
@@ -29,7 +29,7 @@ fn parse(criterion: &mut Criterion) {
         tables: &tables,
         flows_v4: &shared.flows_v4,
         flows_v6: &shared.flows_v6,
-        retired: &mut [Retired::new(0, 1), Retired::new(0, 1)],
+        retired: &mut [0, 1].map(|_| Share::new(0, 1)),
         epochs: &Epochs::new(1),
         neighbours: &shared.neighbours,
         stats: &WorkerStats::default(),

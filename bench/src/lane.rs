@@ -21,8 +21,8 @@ use crate::world::{Step, World};
 pub const FRAMES: u32 = 1 << 16;
 /// As large as those of a worker.
 const CHUNK: usize = 2048;
-/// Buckets that a worker sweeps in a millisecond.
-const BUCKETS_A_TICK: usize = 64;
+/// Records that a worker looks at in a millisecond.
+const RECORDS_A_TICK: usize = 256;
 
 /// One worker, its frames, and the packets that they hold.
 #[derive(Debug)]
@@ -137,7 +137,7 @@ impl Lane {
             self.engine.quiescent();
             if now.tick != self.kept {
                 self.kept = now.tick;
-                self.engine.housekeeping(now, BUCKETS_A_TICK);
+                self.engine.housekeeping(now, RECORDS_A_TICK);
             }
         }
         let cycles = cycles().wrapping_sub(start);
@@ -211,10 +211,11 @@ impl Lane {
     /// ended.
     pub fn sweep(&mut self) -> usize {
         let now = Now { tick: Now::read().tick.wrapping_add(self.ahead) };
-        let buckets = self.engine.shared().flows_v4.buckets();
         let mut ended = 0;
-        for _ in 0..buckets.div_ceil(BUCKETS_A_TICK) {
-            ended += self.engine.housekeeping(now, BUCKETS_A_TICK);
+        // A piece ends when it has ended as many flows as one may.
+        let pieces = 2 * self.engine.shared().flows_v4.used().div_ceil(RECORDS_A_TICK.min(64));
+        for _ in 0..pieces {
+            ended += self.engine.housekeeping(now, RECORDS_A_TICK);
             self.engine.quiescent();
         }
         ended

@@ -8,6 +8,9 @@ use serde::Deserialize;
 use crate::io::xsk::{RING, ZeroCopy};
 use crate::kernel::steering::{WhenUnbound, XdpMode};
 use crate::ports::af_xdp::DATAPLANE_INTERFACE;
+use crate::tables::flows::limits::Limits;
+use crate::tables::flows::timeouts::Timeouts;
+use crate::tables::flows::{MAX_WORKERS, Rules};
 
 /// Wirelane's dataplane: carries the packets of this node's pods and Services.
 #[derive(Debug, Parser)]
@@ -36,6 +39,18 @@ pub struct Config {
     /// Connections that can be tracked at once, of each IP family.
     #[serde(default = "defaults::flows")]
     pub flows: u32,
+    /// Where the flows lie, so that they outlive this process; the runtime folder if it is not said.
+    #[serde(default)]
+    pub flow_folder: Option<PathBuf>,
+    /// Connections that one pod may have begun, of each IP family; 0: any number.
+    #[serde(default)]
+    pub flows_per_pod: u32,
+    /// Connections that one address that is no pod of this node may have begun; 0: any number.
+    #[serde(default)]
+    pub flows_per_source: u32,
+    /// How long connections may be idle, in seconds.
+    #[serde(default)]
+    pub timeouts: Timeouts,
     /// How steering programs are attached.
     #[serde(default)]
     pub xdp_mode: XdpMode,
@@ -96,7 +111,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// The key.
-        key: &'static str,
+        key: String,
         /// What is wrong with its value.
         reason: &'static str,
     },
@@ -123,8 +138,9 @@ impl Config {
             (!is_interface(&config.host_interface), "host_interface", NAME),
             (config.host_interface == config.uplink, "host_interface", "is the uplink's name"),
             (config.host_interface == DATAPLANE_INTERFACE, "host_interface", "is the name of its other end"),
-            (!(1..=64).contains(&config.workers), "workers", "is not in 1..64"),
+            (!(1..=MAX_WORKERS).contains(&config.workers), "workers", "is not in 1..64"),
             (!(64..=1 << 28).contains(&config.flows), "flows", "is not in 64..268435456"),
+            (is_relative(config.flow_folder.as_deref()), "flow_folder", "is no path from the root"),
             (!FRAMES.contains(&config.frames_per_worker), "frames_per_worker", "is not in 4096..1048576"),
             // Said here, and not when the first pod cannot be attached.
             (
@@ -135,11 +151,31 @@ impl Config {
             ),
         ] {
             if is_wrong {
-                return Err(ConfigError::Value { path: path.into(), key, reason });
+                return Err(ConfigError::Value { path: path.into(), key: key.into(), reason });
+            }
+        }
+        for (name, seconds) in config.timeouts.all() {
+            if !(1..=Timeouts::LONGEST).contains(&seconds) {
+                let reason = "is not in 1..2000000 seconds";
+                return Err(ConfigError::Value {
+                    path: path.into(),
+                    key: format!("timeouts.{name}"),
+                    reason,
+                });
             }
         }
         Ok(config)
     }
+
+    /// What flow tables have to know.
+    pub fn flow_rules(&self) -> Rules {
+        let limits = Limits { per_pod: self.flows_per_pod, per_source: self.flows_per_source };
+        Rules { timeouts: self.timeouts, limits }
+    }
+}
+
+fn is_relative(path: Option<&Path>) -> bool {
+    path.is_some_and(Path::is_relative)
 }
 
 /// As the kernel has it (net/core/dev.c, `dev_valid_name`).
@@ -164,6 +200,10 @@ mod tests {
             uplink: "eth0".into(),
             workers: 2,
             flows: 1_048_576,
+            flow_folder: None,
+            flows_per_pod: 0,
+            flows_per_source: 0,
+            timeouts: Timeouts::default(),
             xdp_mode: XdpMode::Auto,
             zero_copy: ZeroCopy::Auto,
             when_unbound: WhenUnbound::Drop,
@@ -172,6 +212,14 @@ mod tests {
         };
         assert_eq!(config, expected);
         assert!(parse("").unwrap_err().contains("missing field `uplink`"));
+    }
+
+    #[test]
+    fn a_timeout_that_is_not_said_is_the_usual() {
+        let config = parse("uplink = \"eth0\"\nflows_per_pod = 9\n[timeouts]\nclose_wait = 60\n").unwrap();
+        let expected = Timeouts { close_wait: 60, ..Timeouts::default() };
+        let limits = Limits { per_pod: 9, per_source: 0 };
+        assert_eq!(config.flow_rules(), Rules { timeouts: expected, limits });
     }
 
     #[test]
@@ -189,9 +237,19 @@ mod tests {
                 "uplink = \"eth0\"\nhost_interface = \"eth0\"",
                 "dataplane.toml: host_interface is the uplink's name",
             ),
+            (
+                "uplink = \"eth0\"\nflow_folder = \"here\"",
+                "dataplane.toml: flow_folder is no path from the root",
+            ),
+            (
+                "uplink = \"eth0\"\n[timeouts]\nudp = 0",
+                "dataplane.toml: timeouts.udp is not in 1..2000000 seconds",
+            ),
         ] {
             assert_eq!(parse(text).unwrap_err(), expected);
         }
+        let misspelt = parse("uplink = \"eth0\"\n[timeouts]\nestablised = 3600\n").unwrap_err();
+        assert!(misspelt.contains("establised") && misspelt.contains("`established`"), "{misspelt}");
         assert!(
             parse("uplink = \"eth0\"\nzero_copy = \"required\"").unwrap_err().contains("cannot be had yet")
         );

@@ -9,8 +9,7 @@ use crate::path::{self, Context, Local, Waiting};
 use crate::rcu::{Epochs, Published, Reader};
 use crate::stats::WorkerStats;
 use crate::tables::flows::line::{V4, V6};
-use crate::tables::flows::state::Timeouts;
-use crate::tables::flows::{FlowTable, Retired};
+use crate::tables::flows::{FlowTable, MAX_WORKERS, Share};
 use crate::tables::neighbours::Neighbours;
 use crate::tables::{HOST_PORT, Tables};
 use crate::verdict::Verdict;
@@ -44,35 +43,48 @@ pub struct Shared {
     pub neighbours: Neighbours,
     /// What each worker counts.
     pub stats: Box<[WorkerStats]>,
-    /// How long flows may be idle.
-    pub timeouts: Timeouts,
     seed: u64,
     /// The place among the epochs of threads that read flows without being workers.
     visitor: Mutex<Reader>,
 }
 
 impl Shared {
-    /// Empty tables.
+    /// Empty tables, in memory of this process.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(sizes: &Sizes) -> io::Result<Arc<Shared>> {
-        let epochs = Epochs::new(sizes.workers + 1);
+        let (v4, v6) =
+            (FlowTable::new(sizes.flows_v4, sizes.seed)?, FlowTable::new(sizes.flows_v6, sizes.seed)?);
+        Ok(Shared::with_flows_of(sizes.workers, sizes.seed, v4, v6))
+    }
+
+    /// Empty tables but for these flows. `seed` is that of the workers' randomness.
+    ///
+    /// # Panics
+    /// If there are more than [`MAX_WORKERS`] workers.
+    pub fn with_flows_of(
+        workers: usize,
+        seed: u64,
+        flows_v4: FlowTable<V4>,
+        flows_v6: FlowTable<V6>,
+    ) -> Arc<Shared> {
+        assert!(workers <= MAX_WORKERS);
+        let epochs = Epochs::new(workers + 1);
         let tables = Arc::new(Tables::default());
-        let mut visitor = Reader::new(epochs.clone(), sizes.workers);
+        let mut visitor = Reader::new(epochs.clone(), workers);
         visitor.offline();
-        Ok(Arc::new(Shared {
+        Arc::new(Shared {
             tables: Published::new(tables.clone(), epochs.clone()),
             current: Mutex::new(tables),
             epochs,
-            flows_v4: FlowTable::new(sizes.flows_v4, sizes.seed)?,
-            flows_v6: FlowTable::new(sizes.flows_v6, sizes.seed)?,
+            flows_v4,
+            flows_v6,
             neighbours: Neighbours::default(),
-            stats: (0..sizes.workers).map(|_| WorkerStats::default()).collect(),
-            timeouts: Timeouts::default(),
-            seed: sizes.seed,
+            stats: (0..workers).map(|_| WorkerStats::default()).collect(),
+            seed,
             visitor: Mutex::new(visitor),
-        }))
+        })
     }
 
     /// Makes `tables` the current ones. Returns when every worker that is awake has been seen past them. Not
@@ -107,7 +119,7 @@ pub struct Engine {
     shared: Arc<Shared>,
     worker: usize,
     reader: Reader,
-    retired: [Retired; 2],
+    retired: [Share; 2],
     local: Local,
     waiting: Box<Waiting>,
 }
@@ -122,7 +134,7 @@ impl Engine {
         assert!(worker < workers, "worker {worker} of {workers}");
         Engine {
             reader: Reader::new(shared.epochs.clone(), worker),
-            retired: [Retired::new(worker, workers), Retired::new(worker, workers)],
+            retired: [0, 1].map(|_| Share::new(worker, workers)),
             local: Local::new(shared.seed.rotate_left(worker as u32 + 1) ^ worker as u64),
             waiting: Box::default(),
             worker,
@@ -171,13 +183,17 @@ impl Engine {
         self.reader.quiescent();
     }
 
-    /// Bounded work for spare time: ends flows that have been idle too long, in the next `buckets` of this
+    /// Bounded work for spare time: ends flows that have been idle too long, among the next `records` of this
     /// worker's share of each table. Returns how many flows it ended.
-    pub fn housekeeping(&mut self, now: Now, buckets: usize) -> usize {
-        let (epochs, timeouts) = (self.reader.epochs(), &self.shared.timeouts);
+    pub fn housekeeping(&mut self, now: Now, records: usize) -> usize {
+        let epochs = self.reader.epochs();
         let [v4, v6] = &mut self.retired;
-        self.shared.flows_v4.sweep(v4, epochs, timeouts, now.tick, buckets)
-            + self.shared.flows_v6.sweep(v6, epochs, timeouts, now.tick, buckets)
+        let ended = self.shared.flows_v4.sweep(v4, epochs, now.tick, records)
+            + self.shared.flows_v6.sweep(v6, epochs, now.tick, records);
+        let stats = &self.shared.stats[self.worker];
+        stats.flows_expired.set(v4.expired + v6.expired);
+        stats.flows_evicted.set(v4.evicted + v6.evicted);
+        ended
     }
 
     /// Before the worker sleeps: nobody waits for it.

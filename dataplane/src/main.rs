@@ -15,13 +15,16 @@ use clap::Parser;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use wirelane_dataplane::clock::Now;
 use wirelane_dataplane::config::{Arguments, Config};
 use wirelane_dataplane::dataplane::Dataplane;
-use wirelane_dataplane::engine::{Shared, Sizes};
+use wirelane_dataplane::engine::Shared;
 use wirelane_dataplane::kernel::neighbours::Follower;
 use wirelane_dataplane::persist;
 use wirelane_dataplane::ports::af_xdp::{self, AfXdpPorts, Node};
 use wirelane_dataplane::rpc::RpcSocket;
+use wirelane_dataplane::tables::flows::line::Family;
+use wirelane_dataplane::tables::flows::{Adopted, FileSystem, FlowTable, Found, Place};
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -45,14 +48,13 @@ fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
 
     // Memory and sockets. What an earlier run has left goes on holding our traffic back, or passing it.
     let Node { ports, fixed, uplink } = AfXdpPorts::open_node(config)?;
-    let shared = Shared::new(&Sizes {
-        workers: config.workers,
-        flows_v4: config.flows,
-        flows_v6: config.flows,
-        // Nobody outside can know it, nor aim at a bucket.
-        seed: RandomState::new().hash_one(std::process::id()),
-    })
-    .context("no memory for the flow tables")?;
+    let flows = config.flow_folder.as_deref().unwrap_or(runtime_dir);
+    let shared = Shared::with_flows_of(
+        config.workers,
+        random_seed(),
+        open_flows(flows, "IPv4", FLOWS_V4, config)?,
+        open_flows(flows, "IPv6", FLOWS_V6, config)?,
+    );
 
     // The saved tables are live, and the uplink steers by them, before anybody could send others.
     let path = runtime_dir.join(TABLES);
@@ -108,6 +110,42 @@ fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
 
 const SOCKET: &str = "dataplane.sock";
 const TABLES: &str = "tables.bin";
+const FLOWS_V4: &str = "flows-v4.bin";
+const FLOWS_V6: &str = "flows-v6.bin";
+
+/// The flows that an earlier run has left, or none. Says which.
+fn open_flows<F: Family>(
+    folder: &Path,
+    family: &str,
+    file: &str,
+    config: &Config,
+) -> anyhow::Result<FlowTable<F>> {
+    let path = folder.join(file);
+    let now = Now::read().tick;
+    let (table, found) = FlowTable::open(&path, config.flows, random_seed(), config.flow_rules(), now)?;
+    let place = table.place();
+    match found {
+        Found::Nothing => tracing::info!(family, %place, "no flows from before"),
+        Found::Other(mismatch) => {
+            tracing::error!(family, %place, %mismatch, "the flows from before are lost: their file does not fit");
+        }
+        Found::Flows { closed } => {
+            let Adopted { flows, damaged, doubled } = table.adopted();
+            tracing::info!(family, %place, closed, flows, damaged, doubled, "flows from before go on");
+        }
+    }
+    if matches!(place, Place::File(_, FileSystem::Other)) {
+        tracing::warn!(family, %place, "the kernel writes the flows to a disk: a folder on tmpfs is faster");
+    }
+    let (bytes, huge) = table.memory();
+    tracing::info!(family, mib = bytes >> 20, huge_mib = huge >> 20, "memory of the flow table");
+    Ok(table)
+}
+
+/// Nobody outside can know it, nor aim at a bucket.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(std::process::id())
+}
 
 fn make_runtime_dir(path: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
@@ -131,8 +169,14 @@ fn cleanup(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
         drop(RpcSocket::bind(&socket).with_context(|| socket.display().to_string())?);
     }
     af_xdp::cleanup(config)?;
-    match fs::remove_file(runtime_dir.join(TABLES)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        _ => Ok(()),
+    let flows = config.flow_folder.as_deref().unwrap_or(runtime_dir);
+    for file in [runtime_dir.join(TABLES), flows.join(FLOWS_V4), flows.join(FLOWS_V6)] {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| file.display().to_string());
+            }
+            _ => {}
+        }
     }
+    Ok(())
 }

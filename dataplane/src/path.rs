@@ -23,7 +23,7 @@ use crate::stages::{conntrack, decap, forward, parse, policy, reply, service};
 use crate::stats::{DropRecord, WorkerStats};
 use crate::tables::Tables;
 use crate::tables::flows::FlowTable;
-use crate::tables::flows::Retired;
+use crate::tables::flows::Share;
 use crate::tables::flows::line::{V4, V6};
 use crate::tables::neighbours::Neighbours;
 use crate::verdict::{DropReason, Verdict};
@@ -40,9 +40,9 @@ pub struct Context<'a> {
     pub flows_v4: &'a FlowTable<V4>,
     /// Flows of IPv6.
     pub flows_v6: &'a FlowTable<V6>,
-    /// Records that this worker has retired, for each family.
-    pub retired: &'a mut [Retired; 2],
-    /// When they are free.
+    /// What this worker has of the flow tables' records, for each family.
+    pub retired: &'a mut [Share; 2],
+    /// When records that have ended are free.
     pub epochs: &'a Epochs,
     /// MAC addresses on the uplink.
     pub neighbours: &'a Neighbours,

@@ -79,6 +79,10 @@ pub struct WorkerStats {
     pub longest_pause_ns: Counter,
     /// Free chunks in its pool.
     pub free_frames: Counter,
+    /// Flows that it has ended since they were idle for too long.
+    pub flows_expired: Counter,
+    /// Flows that it has ended since there was no room for new ones.
+    pub flows_evicted: Counter,
     /// Core that it is pinned to, plus one; 0: none.
     pub core: Counter,
     /// The latest drops.
@@ -97,6 +101,8 @@ impl Default for WorkerStats {
             revision: Counter::default(),
             longest_pause_ns: Counter::default(),
             free_frames: Counter::default(),
+            flows_expired: Counter::default(),
+            flows_evicted: Counter::default(),
             core: Counter::default(),
             drop_ring: DropRing::default(),
         }
@@ -229,7 +235,7 @@ impl DropRecord {
     }
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
 

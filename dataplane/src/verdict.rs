@@ -75,6 +75,8 @@ drop_reasons! {
     PolicyCut "policy_cut" "A new revision of the policies denies this established connection.";
     IcmpUnrelated "icmp_unrelated" "An ICMP error that belongs to no live flow.";
     FlowTableFull "flow_table_full" "No room for a new flow.";
+    PodLimit "pod_limit" "The pod has begun as many flows as one may.";
+    SourceLimit "source_limit" "The source address has begun as many flows as one may.";
     SourcePortsExhausted "source_ports_exhausted" "No source port is free to masquerade this connection.";
     NotConfigured "not_configured" "The tables are empty: the control process has sent none yet.";
     UnsupportedProtocol "unsupported_protocol" "A protocol that carries no flows here was sent to a Service or needed translation.";

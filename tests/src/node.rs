@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::clock::Now;
-use wirelane_dataplane::engine::{Engine, Shared, Sizes};
+use wirelane_dataplane::engine::{Engine, Shared};
 use wirelane_dataplane::io::frame::FramePool;
 use wirelane_dataplane::io::memory::MemoryPort;
 use wirelane_dataplane::path::STAGES;
 use wirelane_dataplane::tables::build::{Builder, UplinkRoutes};
+use wirelane_dataplane::tables::flows::{FlowTable, Rules};
 use wirelane_dataplane::tables::objects::{Object, ObjectKey};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_dataplane::worker::{Worker, WorkerConfig};
@@ -29,8 +30,15 @@ pub struct Control {
 impl Control {
     /// State for so many workers and flows (of each family); the tables are empty.
     pub fn new(workers: usize, flows: u32) -> Control {
-        let sizes = Sizes { workers, flows_v4: flows, flows_v6: flows, seed: 0x5eed };
-        Control { shared: Shared::new(&sizes).unwrap(), builder: Builder::default() }
+        Control::with_rules(workers, flows, Rules::default())
+    }
+
+    /// As [`Control::new`], with other rules for flows than the usual.
+    pub fn with_rules(workers: usize, flows: u32, rules: Rules) -> Control {
+        const SEED: u64 = 0x5eed;
+        let (v4, v6) = (FlowTable::with_rules(flows, SEED, rules), FlowTable::with_rules(flows, SEED, rules));
+        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap());
+        Control { shared, builder: Builder::default() }
     }
 
     /// Makes the tables those of `cluster`, whatever they were. Waits for every worker that is online.
@@ -160,7 +168,12 @@ impl Node {
 
     /// A node with room for so many flows of each family (64 at least).
     pub fn with_flows(cluster: &Cluster, flows: u32) -> Node {
-        let control = Control::new(1, flows);
+        Node::with_rules(cluster, flows, Rules::default())
+    }
+
+    /// As [`Node::with_flows`], with other rules for flows than the usual.
+    pub fn with_rules(cluster: &Cluster, flows: u32, rules: Rules) -> Node {
+        let control = Control::with_rules(1, flows, rules);
         let engine = Engine::new(control.shared.clone(), 0);
         let pool = FramePool::in_memory(512, 4096).unwrap();
         let worker = Worker::new(WorkerConfig::new(0), engine, pool).unwrap();
@@ -227,10 +240,17 @@ impl Node {
     /// Lets time pass, with the housekeeping of it: flows that are idle for too long end.
     pub fn pass(&mut self, milliseconds: u32) {
         self.tick = self.tick.wrapping_add(milliseconds);
-        let buckets = self.control.shared.flows_v4.buckets() + self.control.shared.flows_v6.buckets();
+        let now = Now { tick: self.tick };
+        // Until a whole round has nothing left to end; then until the records are free again.
+        loop {
+            self.worker.processor.quiescent();
+            if self.worker.processor.housekeeping(now, usize::MAX >> 1) == 0 {
+                break;
+            }
+        }
         for _ in 0..2 {
             self.worker.processor.quiescent();
-            self.worker.processor.housekeeping(Now { tick: self.tick }, buckets);
+            self.worker.processor.housekeeping(now, 0);
         }
     }
 

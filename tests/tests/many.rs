@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use wirelane_dataplane::tables::UPLINK_PORT;
+use wirelane_dataplane::tables::flows::Rules;
+use wirelane_dataplane::tables::flows::limits::Limits;
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::check::{self, TUNNEL_PORTS, inner, tunnel_source_port, well_formed};
 use wirelane_tests::cluster::{
@@ -84,24 +86,113 @@ fn a_tunnels_source_port_is_the_flows_and_differs_between_flows() {
     }
 }
 
+/// Of a connection that [`connect`] has opened.
+fn known_from_api(sport: u16) -> Packet {
+    let packet = tcp().from("10.244.1.11:0").source_port(sport).to("10.244.1.10:80");
+    packet.flags(flag::ACK).link(pod_mac(API), GATEWAY_MAC)
+}
+
+/// A connection of API's to WEB that both sides have opened.
+fn connect(node: &mut Node, sport: u16) {
+    let to = format!("10.244.1.11:{sport}");
+    for (port, packet) in [
+        (API, from_api(sport, "10.244.1.10:80")),
+        (WEB, tcp().from("10.244.1.10:80").to(&to).syn_ack().link(pod_mac(WEB), GATEWAY_MAC)),
+        (API, known_from_api(sport)),
+    ] {
+        assert_eq!(node.inject(port, packet).sent.len(), 1, "{sport}");
+        node.pass(0);
+    }
+}
+
 #[test]
-fn a_full_flow_table_refuses_new_flows_carries_old_ones_and_recovers() {
+fn a_table_full_of_connections_refuses_new_ones_carries_old_ones_and_recovers() {
     let mut node = Node::with_flows(&cluster::standard(), 64);
-    let full = |node: &Node| node.control.shared.stats[0].dropped(DropReason::FlowTableFull);
-    for round in 0..3 {
-        let before = full(&node);
-        for sport in 2000..2064 {
-            assert_eq!(node.inject(API, from_api(sport, "10.244.1.10:80")).sent.len(), 1, "{round} {sport}");
+    for round in 1..=3 {
+        (2000..2064).for_each(|sport| connect(&mut node, sport));
+        for _ in 0..10 {
+            let outcome = node.inject(API, from_api(3000, "10.244.1.10:80"));
+            assert_eq!((outcome.sent.len(), outcome.moved.of("drop flow_table_full")), (0, 1));
         }
-        let outcome = node.inject(API, from_api(3000, "10.244.1.10:80"));
-        assert_eq!((outcome.sent.len(), outcome.moved.of("drop flow_table_full")), (0, 1));
-        assert_eq!(full(&node), before + 1);
-        assert_eq!(node.inject(API, from_api(2063, "10.244.1.10:80")).sent.len(), 1);
-        // Half-open connections end after two minutes.
-        node.pass(121_000);
+        assert_eq!(node.control.shared.stats[0].dropped(DropReason::FlowTableFull), 10 * round);
+        for sport in 2000..2064 {
+            let packet = known_from_api(sport);
+            assert_eq!(node.inject(API, packet).sent.len(), 1, "{sport}");
+        }
+        node.pass(86_401_000);
         assert_eq!(node.control.counters().of("flows"), 0);
     }
     node.assert_no_frame_lost();
+}
+
+#[test]
+fn a_flood_of_syns_ends_no_connection_and_keeps_no_new_one_out() {
+    const FLOWS: u32 = 1024;
+    let mut node = Node::with_flows(&cluster::standard(), FLOWS);
+    let connections = 2000..2512;
+    connections.clone().for_each(|sport| connect(&mut node, sport));
+    // From many addresses, to a node port: eight times what the table holds.
+    for n in 0..8 * FLOWS {
+        let from = format!("198.51.{}.{}:{}", n >> 8 & 0x3f, n & 0xff, 1000 + (n >> 14));
+        node.arrive(UPLINK_PORT, &from_net(tcp().from(&from).to("192.0.2.1:30080").syn()).bytes());
+        if n % 64 == 63 {
+            node.round();
+            node.sent();
+            node.pass(1);
+        }
+        if n % 1024 == 1023 {
+            connect(&mut node, 4000 + (n / 1024) as u16);
+        }
+    }
+    let counters = node.control.counters();
+    assert_eq!((counters.of("drop flow_table_full"), counters.of("drop source_ports_exhausted")), (0, 0));
+    assert!(node.control.shared.stats[0].flows_evicted.read() > u64::from(6 * FLOWS));
+    let before = counters.of("flows");
+    for sport in connections.chain(4000..4008) {
+        let packet = known_from_api(sport);
+        let outcome = node.inject(API, packet);
+        assert_eq!((outcome.sent.len(), outcome.moved.of("stage policy")), (1, 0), "{sport} is known");
+    }
+    assert_eq!(node.control.counters().of("flows"), before);
+    node.assert_no_frame_lost();
+}
+
+#[test]
+fn limits_hold_for_who_begins_too_many() {
+    let limits = Limits { per_pod: 20, per_source: 30 };
+    let mut node = Node::with_rules(&cluster::standard(), 4096, Rules { limits, ..Rules::default() });
+    let dropped = |node: &Node, reason: DropReason| node.control.shared.stats[0].dropped(reason);
+    for sport in 2000..2100 {
+        node.inject(API, from_api(sport, "10.244.1.10:80"));
+        node.inject(
+            UPLINK_PORT,
+            from_net(tcp().from(&format!("198.51.100.7:{sport}")).to("192.0.2.1:30080").syn()),
+        );
+    }
+    assert_eq!(dropped(&node, DropReason::PodLimit), 80);
+    assert_eq!(dropped(&node, DropReason::SourceLimit), 70);
+    assert_eq!(node.control.counters().of("flows"), 50);
+    // Nobody else's.
+    let from_web = tcp().from("10.244.1.10:2000").to("10.244.1.11:80").syn().link(pod_mac(WEB), GATEWAY_MAC);
+    assert_eq!(node.inject(WEB, from_web).sent.len(), 1);
+    let client = from_net(tcp().from("198.51.100.8:2000").to("192.0.2.1:30080").syn());
+    assert_eq!(node.inject(UPLINK_PORT, client).sent.len(), 1);
+    // And not for ever.
+    node.pass(121_000);
+    assert_eq!(node.inject(API, from_api(3000, "10.244.1.10:80")).sent.len(), 1);
+}
+
+#[test]
+fn a_packet_of_a_flow_whose_time_has_passed_begins_another() {
+    let mut node = node();
+    let ask = || udp().from("10.244.1.11:2000").to("10.244.1.10:53").link(pod_mac(API), GATEWAY_MAC);
+    node.inject(API, ask());
+    // Nobody has come by to end it.
+    node.tick += 30_001;
+    assert_eq!(node.inject(API, ask()).moved.of("stage policy"), 1);
+    node.tick += 29_999;
+    assert_eq!(node.inject(API, ask()).moved.of("stage policy"), 0);
+    assert_eq!(node.control.counters().of("flows"), 1);
 }
 
 #[test]

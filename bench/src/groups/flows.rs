@@ -7,8 +7,8 @@ use wirelane_dataplane::batch::{BATCH, Key};
 use wirelane_dataplane::clock::cycles;
 use wirelane_dataplane::rcu::{Epochs, Reader};
 use wirelane_dataplane::stages::policy::rewrite;
-use wirelane_dataplane::tables::flows::line::V4;
-use wirelane_dataplane::tables::flows::{FlowTable, InsertError, NewFlow, Retired};
+use wirelane_dataplane::tables::flows::line::{Line, V4};
+use wirelane_dataplane::tables::flows::{FlowTable, InsertError, NewFlow, Share, state};
 use wirelane_dataplane::wire::{Addr, proto};
 
 use crate::groups::Group;
@@ -96,11 +96,9 @@ impl Flows {
         let epochs = Epochs::new(2);
         let table = FlowTable::new(capacity, 0x5eed)?;
         let flows = Flows { table, epochs };
-        let mut retired = Retired::new(0, 1);
+        let mut share = Share::new(0, 1);
         for n in 0..count {
-            flows
-                .insert(&mut retired, n)
-                .map_err(|error| anyhow::anyhow!("flow {n} of {count}: {error:?}"))?;
+            flows.insert(&mut share, n).map_err(|error| anyhow::anyhow!("flow {n} of {count}: {error:?}"))?;
         }
         Ok(flows)
     }
@@ -128,34 +126,41 @@ impl Flows {
         Reader::new(self.epochs.clone(), 0)
     }
 
-    fn insert(&self, retired: &mut Retired, n: u32) -> Result<(), InsertError> {
+    fn insert(&self, share: &mut Share, n: u32) -> Result<(), InsertError> {
         let (original, reply) = (key(n, false), key(n, true));
         let new = NewFlow {
             original: (original, rewrite(&original, &reply.reversed())),
             reply: (reply, rewrite(&reply, &original.reversed())),
             service: (1, 1),
             rules: (1, 1),
+            from_pod: true,
         };
-        self.table.insert(retired, &self.epochs, &new, 0).map(drop)
+        let flow = self.table.insert(share, &self.epochs, &new, 0)?;
+        // Answered: no flow has to go for another.
+        for flow in [flow, flow.reversed()] {
+            self.table.line(flow).tail().mark(state::seen::DATA);
+        }
+        Ok(())
     }
 
     /// Puts flows in and takes them out on another core. Returns how many.
     fn write_until(&self, stop: &AtomicBool) -> u64 {
         machine::pin(1);
         let mut reader = Reader::new(self.epochs.clone(), 1);
-        let mut retired = Retired::new(0, 1);
+        let mut share = Share::new(1, 2);
         let mut written = 0;
         while !stop.load(Ordering::Relaxed) {
             for n in FLOWS..FLOWS + WRITTEN {
-                written += u64::from(self.insert(&mut retired, n).is_ok());
+                written += u64::from(self.insert(&mut share, n).is_ok());
             }
             for n in FLOWS..FLOWS + WRITTEN {
                 let original = key(n, false);
                 if let Some(flow) = self.table.lookup(self.table.hash(&original), &original) {
-                    self.table.remove(&mut retired, &self.epochs, flow);
+                    self.table.remove(&mut share, &self.epochs, flow);
                 }
             }
             reader.quiescent();
+            self.table.sweep(&mut share, &self.epochs, 0, 0);
         }
         written
     }

@@ -33,6 +33,7 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
     let workers = shared.stats.iter().enumerate();
     let workers = workers.map(|(index, stats)| worker(index, stats, tables.revision)).collect();
     let micros = |latency: Duration| latency.as_micros() as u64;
+    let rules = shared.flows_v4.rules();
     let state = dataplane.state();
     let count = |is: fn(&Object) -> bool| state.builder.objects().filter(|object| is(object)).count() as u32;
     v1::StatusResponse {
@@ -48,6 +49,12 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
         backends: tables.services.backends() as u32,
         pods: count(|object| matches!(object, Object::Pod(_))),
         policies: count(|object| matches!(object, Object::Policy(_))),
+        flow_tables: vec![flow_table(&shared.flows_v4), flow_table(&shared.flows_v6)],
+        timeout_seconds: rules.timeouts.all().map(|(name, seconds)| (name.into(), seconds)).collect(),
+        flows_per_pod: rules.limits.per_pod,
+        flows_per_source: rules.limits.per_source,
+        flows_expired: shared.stats.iter().map(|worker| worker.flows_expired.read()).sum(),
+        flows_evicted: shared.stats.iter().map(|worker| worker.flows_evicted.read()).sum(),
         drops: drop_totals(shared),
         apply_p50_us: micros(state.latencies.percentile(50)),
         apply_p99_us: micros(state.latencies.percentile(99)),
@@ -153,6 +160,19 @@ pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32) -> v1::DropsRespons
 /// Nanoseconds since 1970.
 pub fn unix_ns(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
+
+fn flow_table<F: Family>(table: &FlowTable<F>) -> v1::FlowTableStatus {
+    let (bytes, huge_bytes) = table.memory();
+    v1::FlowTableStatus {
+        ip_version: F::VERSION,
+        flows: table.len(),
+        capacity: table.capacity() as u64,
+        place: table.place().to_string(),
+        bytes,
+        huge_bytes,
+        adopted: table.adopted().flows,
+    }
 }
 
 fn worker(index: usize, stats: &WorkerStats, revision: u64) -> v1::WorkerStatus {
@@ -353,17 +373,17 @@ struct FlowCopy {
 
 /// Every flow, in pieces small enough for nobody to wait for one.
 fn pieces(shared: &Shared) -> impl Iterator<Item = Vec<FlowCopy>> + '_ {
-    const BUCKETS: usize = 4096;
-    let ranges = |all: usize| (0..all).step_by(BUCKETS).map(move |first| first..all.min(first + BUCKETS));
-    let v4 = ranges(shared.flows_v4.buckets());
-    let v6 = ranges(shared.flows_v6.buckets());
+    const RECORDS: usize = 4096;
+    let ranges = |all: usize| (0..all).step_by(RECORDS).map(move |first| first..all.min(first + RECORDS));
+    let v4 = ranges(shared.flows_v4.used());
+    let v6 = ranges(shared.flows_v6.used());
     v4.map(|range| shared.with_flows(|v4, _| copies(v4, range)))
         .chain(v6.map(|range| shared.with_flows(|_, v6| copies(v6, range))))
 }
 
-fn copies<F: Family>(table: &FlowTable<F>, buckets: Range<usize>) -> Vec<FlowCopy> {
+fn copies<F: Family>(table: &FlowTable<F>, records: Range<usize>) -> Vec<FlowCopy> {
     let mut flows = Vec::new();
-    table.for_each_in(buckets, |flow| flows.push(FlowCopy::of(table, flow)));
+    table.for_each_in(records, |flow| flows.push(FlowCopy::of(table, flow)));
     flows
 }
 
@@ -372,7 +392,7 @@ impl FlowCopy {
         let lines = [table.line(flow), table.line(flow.reversed())];
         let [original, reply] = lines.map(Line::key);
         let tails = lines.map(Line::tail);
-        let [seen, seen_reply] = tails.map(|tail| tail.seen());
+        let (seen, seen_reply) = table.seen(flow);
         FlowCopy {
             original,
             reply,

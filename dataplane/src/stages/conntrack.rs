@@ -5,7 +5,7 @@ use crate::path::{Context, Waiting};
 use crate::stages::{hop, policy};
 use crate::tables::UPLINK_PORT;
 use crate::tables::flows::line::{Family, Line, V4, V6};
-use crate::tables::flows::state::{State, seen_by};
+use crate::tables::flows::state::{State, seen, seen_by};
 use crate::tables::flows::{FlowRef, FlowTable};
 use crate::tables::route::NextHop;
 use crate::verdict::{DropReason, Verdict};
@@ -149,7 +149,10 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 fn carry_on(flow: FlowRef, meta: &mut Meta, frame_len: usize, cx: &Context<'_>) -> Option<NextHop> {
     let line = cx.flows_v4.line(flow);
     let begins = (meta.key.proto == proto::TCP) & (meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN);
-    if !line.is_for(&meta.key) || begins || needs_look(line, cx) {
+    let closes = (meta.key.proto == proto::TCP) & (meta.l4_info & tcp::FIN != 0);
+    let idle = cx.now.tick.wrapping_sub(line.tail().last_seen());
+    let is_old = idle > cx.flows_v4.shortest_timeout();
+    if !line.is_for(&meta.key) || begins | closes | is_old || needs_look(line, cx) {
         return None;
     }
     count(line, meta, frame_len, cx);
@@ -178,6 +181,13 @@ fn track<F: Family>(
     let Some(flow) = flow else {
         return unknown(meta);
     };
+    let idle = cx.now.tick.wrapping_sub(table.line(flow).tail().last_seen());
+    if idle > table.shortest_timeout() && table.is_expired(flow, cx.now.tick) {
+        // It would have been ended, had anybody come by.
+        let index = usize::from(meta.has(flags::V6));
+        table.remove(&mut cx.retired[index], cx.epochs, flow);
+        return unknown(meta);
+    }
     if meta.key.proto == proto::TCP
         && meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN
         && !meta.has(flags::ICMP_ERROR)
@@ -211,6 +221,9 @@ pub fn follow<F: Family>(
     meta.flow = flow.bits();
     // An ICMP error follows the flow, but is none of its packets.
     if !meta.has(flags::ICMP_ERROR) {
+        if meta.key.proto == proto::TCP && meta.l4_info & tcp::FIN != 0 {
+            note_fin(flow, table);
+        }
         count(line, meta, frame_len, cx);
     }
     Ok(())
@@ -231,8 +244,17 @@ fn needs_look<L: Line>(line: &L, cx: &Context<'_>) -> bool {
 
 #[cold]
 fn is_over<F: Family>(flow: FlowRef, table: &FlowTable<F>) -> bool {
-    let (this, other) = (table.line(flow).tail().seen(), table.line(flow.reversed()).tail().seen());
-    State::of(proto::TCP, this, other).is_over()
+    let (original, reply) = table.seen(flow);
+    State::of(proto::TCP, original, reply).is_over()
+}
+
+/// A direction's first FIN has to know how many packets the other has sent: what comes after it is its answer.
+#[cold]
+fn note_fin<F: Family>(flow: FlowRef, table: &FlowTable<F>) {
+    let (tail, other) = (table.line(flow).tail(), table.line(flow.reversed()).tail());
+    if tail.seen() & seen::FIN == 0 {
+        tail.note_fin(other.packets());
+    }
 }
 
 /// Judges and routes one direction of a flow by the tables of now.

@@ -4,6 +4,7 @@ use crate::batch::{Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, hop};
+use crate::tables::flows::limits::Limit;
 use crate::tables::flows::line::{Family, Rewrite, V4, V6};
 use crate::tables::flows::{FlowRef, FlowTable, InsertError, NewFlow};
 use crate::tables::policy::{Direction, Judgement, Peer};
@@ -11,7 +12,6 @@ use crate::tables::route::{Hop, NextHop};
 use crate::tables::services::Id;
 use crate::tables::{PodAt, Tables};
 use crate::verdict::DropReason;
-use crate::wire::checksum::Delta;
 use crate::wire::{Addr, proto};
 
 /// How many source ports are tried before a connection is refused.
@@ -174,12 +174,15 @@ fn commit<F: Family>(
             reply: (reply, rewrite(&reply, &key.reversed())),
             service,
             rules,
+            from_pod: meta.has(flags::FROM_POD),
         };
         let index = usize::from(meta.has(flags::V6));
         match table.insert(&mut cx.retired[index], cx.epochs, &new, cx.now.tick) {
             // Existing: another worker had a packet of this flow at the same moment.
             Ok(flow) | Err(InsertError::Exists(flow)) => return Ok(flow),
             Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
+            Err(InsertError::Limit(Limit::Pod)) => return Err(DropReason::PodLimit),
+            Err(InsertError::Limit(Limit::Source)) => return Err(DropReason::SourceLimit),
             // The other flow may be this very one, just made by another worker.
             Err(InsertError::ReplyTaken) => match table.lookup(table.hash(&key), &key) {
                 Some(flow) => return Ok(flow),
@@ -193,15 +196,5 @@ fn commit<F: Family>(
 
 /// Compiles the change from one key to another.
 pub fn rewrite(from: &Key, to: &Key) -> Rewrite {
-    let addresses = Delta::between(&from.src.0, &to.src.0).add(Delta::between(&from.dst.0, &to.dst.0));
-    let ports = Delta::word(from.sport, to.sport).add(Delta::word(from.dport, to.dport));
-    let is_v4 = from.src.is_v4();
-    let l4 = match from.proto {
-        // The identifier is in the message once; there is no pseudo-header in IPv4's ICMP.
-        proto::ICMP => Delta::word(from.sport, to.sport),
-        proto::ICMPV6 => addresses.add(Delta::word(from.sport, to.sport)),
-        proto::TCP | proto::UDP => addresses.add(ports),
-        _ => Delta::NONE,
-    };
-    Rewrite { to: *to, l3: if is_v4 { addresses } else { Delta::NONE }, l4 }
+    Rewrite::between(from, to)
 }

@@ -145,7 +145,7 @@ fn probes(addr: &Addr) -> impl Iterator<Item = usize> + use<> {
     (0..PROBES).map(move |n| first.wrapping_add(n) & (CAPACITY - 1))
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
 

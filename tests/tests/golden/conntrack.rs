@@ -319,6 +319,7 @@ fn lives() -> Vec<Row> {
             .after(WEB, say(1361).syn_ack())
             .after(API, ask(1361).fin())
             .after(WEB, say(1361).fin())
+            .after(API, ask(1361))
             .input(API, ask(1361).syn())
             .via(NEW)
             .forwards(WEB, got(ask(1361).syn())),

@@ -10,6 +10,8 @@ use super::{Driver, Expected, Row, rows, run_all};
 /// Reasons that no row has, and why.
 const WITHOUT_ROW: &[(DropReason, &str)] = &[
     (DropReason::FlowTableFull, "needs thousands of packets: many.rs"),
+    (DropReason::PodLimit, "needs a limit: many.rs"),
+    (DropReason::SourceLimit, "needs a limit: many.rs"),
     (DropReason::TransmitFull, "the worker's, with a ring that is full: many.rs"),
     (DropReason::NoHeadroom, "every port leaves room for all headers: none can be missing"),
 ];

@@ -32,50 +32,85 @@ struct Flow {
     original: [(End, End); 2],
     reply: [(End, End); 2],
     udp: bool,
-    /// SYN, other packets, FIN, by direction; RST by either.
-    syn_ack: bool,
-    data: [bool; 2],
-    any: [bool; 2],
-    fin: [bool; 2],
-    rst: bool,
+    /// Every packet so far: its direction and TCP flags.
+    packets: Vec<(usize, Option<u8>)>,
     last: u32,
 }
 
 impl Flow {
-    /// nf_conntrack-sysctl, and kube-proxy's time for established connections.
+    /// nf_conntrack-sysctl, and kube-proxy's times for established and half-closed connections.
     fn timeout(&self) -> u32 {
+        let answered = self.packets.iter().any(|(direction, _)| *direction == 1);
         if self.udp {
-            return if self.any[1] { 120 } else { 30 };
+            return if answered { 120 } else { 30 };
         }
-        match self {
-            flow if flow.rst => 10,
-            flow if flow.fin == [true, true] => 120,
-            flow if flow.fin[0] || flow.fin[1] => 120,
-            flow if flow.data[0] && !flow.any[1] => 300,
-            flow if flow.data[0] => 86_400,
-            flow if flow.any[1] => 60,
-            _ => 120,
+        if self.has(|_, flags| flags & flag::RST != 0) {
+            return 10;
+        }
+        match [0, 1].map(|direction| self.fin(direction)) {
+            [Some(_), Some(_)] if self.is_over() => 120,
+            [Some(_), Some(_)] => 30,
+            [Some(at), None] if self.is_followed(at) => 3600,
+            [None, Some(at)] if self.is_followed(at) => 3600,
+            [Some(_), None] | [None, Some(_)] => 120,
+            [None, None] if self.is_established() => {
+                if answered {
+                    86_400
+                } else {
+                    300
+                }
+            }
+            [None, None] if self.has(|_, flags| is_syn_ack(flags)) => 60,
+            [None, None] => 120,
         }
     }
 
+    /// Reset, or closed by both, the later of whom has been answered.
     fn is_over(&self) -> bool {
-        !self.udp && (self.rst || self.fin == [true, true])
+        let fins = [0, 1].map(|direction| self.fin(direction));
+        let closed = matches!(fins, [Some(a), Some(b)] if self.is_followed(a.max(b)));
+        !self.udp && (closed || self.has(|_, flags| flags & flag::RST != 0))
+    }
+
+    /// The client's first packet that is no SYN came after a SYN-ACK, or there was no SYN before it.
+    fn is_established(&self) -> bool {
+        let is_data = |flags: u8| flags & flag::SYN == 0;
+        let client = || self.packets.iter().filter(|(direction, _)| *direction == 0);
+        let syns = client().take_while(|(_, flags)| !flags.is_some_and(is_data));
+        let begun_here = syns.into_iter().any(|(_, flags)| flags.is_some_and(|flags| !is_syn_ack(flags)));
+        client().any(|(_, flags)| flags.is_some_and(is_data))
+            && (!begun_here || self.has(|_, flags| is_syn_ack(flags)))
+    }
+
+    /// The place of the first FIN of a direction.
+    fn fin(&self, direction: usize) -> Option<usize> {
+        self.packets.iter().position(|(from, flags)| *from == direction && flags.is_some_and(is_fin))
+    }
+
+    /// Whether anything came after a FIN, but for that FIN again and for SYNs of its own side.
+    fn is_followed(&self, fin: usize) -> bool {
+        let own = self.packets[fin].0;
+        self.packets[fin + 1..].iter().any(|(from, flags)| {
+            *from != own || flags.is_some_and(|flags| flags & (flag::SYN | flag::FIN) == 0)
+        })
+    }
+
+    fn has(&self, is: impl Fn(usize, u8) -> bool) -> bool {
+        self.packets.iter().any(|(direction, flags)| flags.is_some_and(|flags| is(*direction, flags)))
     }
 
     fn see(&mut self, direction: usize, flags: Option<u8>, now: u32) {
         self.last = now;
-        self.any[direction] = true;
-        match flags {
-            None => self.data[direction] = true,
-            Some(flags) if flags & flag::RST != 0 => self.rst = true,
-            Some(flags) if flags & flag::FIN != 0 => {
-                self.fin[direction] = true;
-                self.data[direction] = true;
-            }
-            Some(flags) if flags & flag::SYN != 0 => self.syn_ack |= flags & flag::ACK != 0,
-            Some(_) => self.data[direction] = true,
-        }
+        self.packets.push((direction, flags));
     }
+}
+
+fn is_syn_ack(flags: u8) -> bool {
+    flags & (flag::SYN | flag::ACK) == flag::SYN | flag::ACK
+}
+
+fn is_fin(flags: u8) -> bool {
+    flags & (flag::FIN | flag::SYN | flag::RST) == flag::FIN
 }
 
 #[derive(Default)]
@@ -145,11 +180,7 @@ impl Model {
             original: [(from, to), (source, backend)],
             reply: [(backend, source), (to, from)],
             udp,
-            syn_ack: false,
-            data: [false; 2],
-            any: [false; 2],
-            fin: [false; 2],
-            rst: false,
+            packets: Vec::new(),
             last: self.now,
         };
         flow.see(0, flags, self.now);
@@ -178,7 +209,7 @@ fn step() -> impl Strategy<Value = Step> {
             let dport = if to == "10.96.0.10" { 80 } else { dport };
             Step::Packet { from: (PODS[from].0, sport), to: (to, dport), flags }
         }),
-        1 => prop::sample::select(vec![1u32, 9, 11, 29, 31, 59, 61, 119, 121, 299, 301, 86_401]).prop_map(Step::Wait),
+        1 => prop::sample::select(vec![1u32, 9, 11, 29, 31, 59, 61, 119, 121, 299, 301, 3599, 3601, 86_401]).prop_map(Step::Wait),
     ]
 }
 

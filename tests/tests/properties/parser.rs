@@ -16,7 +16,7 @@ use wirelane_dataplane::rcu::Epochs;
 use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
 use wirelane_dataplane::tables::flows::line::{V4, V6};
-use wirelane_dataplane::tables::flows::{FlowTable, Retired};
+use wirelane_dataplane::tables::flows::{FlowTable, Share};
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::{HOST_PORT, Tables};
 use wirelane_dataplane::verdict::{DropReason, Verdict};
@@ -30,7 +30,7 @@ use wirelane_tests::packet::*;
 struct Parser {
     tables: Arc<Tables>,
     flows: (FlowTable<V4>, FlowTable<V6>),
-    retired: [Retired; 2],
+    retired: [Share; 2],
     epochs: Arc<Epochs>,
     neighbours: Neighbours,
     stats: WorkerStats,
@@ -46,7 +46,7 @@ impl Parser {
         Parser {
             tables: control.shared.tables(),
             flows: (FlowTable::new(64, 0).unwrap(), FlowTable::new(64, 0).unwrap()),
-            retired: [Retired::new(0, 1), Retired::new(0, 1)],
+            retired: [0, 1].map(|_| Share::new(0, 1)),
             epochs: Epochs::new(0),
             neighbours: Neighbours::default(),
             stats: WorkerStats::default(),

@@ -39,7 +39,7 @@ pub struct Bucket {
     refs: [AtomicU32; ENTRIES],
 }
 
-#[cfg(not(wirelane_loom))]
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 /// A record and one of its two directions, as an index entry names it.
@@ -140,9 +140,9 @@ impl<B: std::ops::Deref<Target = [Bucket]>> Index<B> {
         Index { buckets, mask }
     }
 
-    /// Number of buckets.
-    pub fn buckets(&self) -> usize {
-        self.buckets.len()
+    /// The buckets' memory.
+    pub fn storage(&self) -> &B {
+        &self.buckets
     }
 
     /// Asks for the cache line where the key most likely is.
@@ -201,15 +201,6 @@ impl<B: std::ops::Deref<Target = [Bucket]>> Index<B> {
             first.overflowed.fetch_sub(1, Ordering::AcqRel);
         }
         did
-    }
-
-    /// The original directions in one bucket: each live flow is in exactly one.
-    pub fn originals(&self, bucket: usize) -> impl Iterator<Item = FlowRef> + '_ {
-        self.buckets[bucket]
-            .refs
-            .iter()
-            .filter_map(|slot| Reference(slot.load(Ordering::Acquire)).flow())
-            .filter(|flow| flow.direction() == 0)
     }
 
     /// Another entry of the same key: its place, its flow, and whether it is tentative; committed ones first.
@@ -355,7 +346,7 @@ impl Bucket {
     }
 
     /// An empty bucket, for models and tests that have no mapped memory.
-    #[cfg(any(test, wirelane_loom))]
+    #[cfg(any(test, wirelane_loom, wirelane_shuttle))]
     pub fn empty() -> Bucket {
         Bucket {
             tags: std::array::from_fn(|_| AtomicU16::new(0)),
@@ -371,7 +362,7 @@ fn tag(hash: u64) -> u16 {
     (hash >> 48) as u16
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
 

@@ -16,20 +16,27 @@
 //!
 //! Addresses, ports, rewrite and ids are written before the flow is published and never again. Next hop,
 //! revision, last seen, counters and `seen` are written only by the worker that carries this direction.
+//!
+//! Two words have something else in their spare bits. That of the ports (bits 40 to 55, from the low end): how many
+//! packets the other direction had when this one sent its FIN, and whether a pod began the flow. The ids of the
+//! original direction: the topmost bit says that the record is a live flow's ([`Tail::go_live`]).
 
 use std::fmt::Debug;
 
 use super::hash;
 use crate::batch::Key;
 use crate::sync::{AtomicU64, Ordering};
+use crate::tables::flows::state;
 use crate::tables::route::NextHop;
-use crate::wire::Addr;
 use crate::wire::checksum::Delta;
+use crate::wire::{Addr, proto};
 
 /// A family of addresses, as the flow table stores it.
 pub trait Family: Copy + Debug + Send + Sync + 'static {
     /// One direction of a flow.
     type Line: Line;
+    /// 4 or 6.
+    const VERSION: u32;
 
     /// The hash of a key, all 64 bits of which are used.
     fn hash(seed: u64, key: &Key) -> u64;
@@ -44,6 +51,7 @@ pub struct V6;
 
 impl Family for V4 {
     type Line = LineV4;
+    const VERSION: u32 = 4;
 
     #[inline(always)]
     fn hash(seed: u64, key: &Key) -> u64 {
@@ -52,6 +60,7 @@ impl Family for V4 {
 }
 impl Family for V6 {
     type Line = LineV6;
+    const VERSION: u32 = 6;
 
     #[inline(always)]
     fn hash(seed: u64, key: &Key) -> u64 {
@@ -69,7 +78,7 @@ pub struct LineV4([AtomicU64; 8]);
 #[repr(C, align(128))]
 pub struct LineV6([AtomicU64; 16]);
 
-#[cfg(not(wirelane_loom))]
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 const _: () = assert!(size_of::<LineV4>() == 64 && size_of::<LineV6>() == 128);
 
 /// What a packet of one direction is turned into, compiled when the flow was made.
@@ -98,6 +107,22 @@ pub struct RewriteV4 {
     pub l4: Delta,
 }
 
+impl Rewrite {
+    /// Compiles the change from one key to another.
+    pub fn between(from: &Key, to: &Key) -> Rewrite {
+        let addresses = Delta::between(&from.src.0, &to.src.0).add(Delta::between(&from.dst.0, &to.dst.0));
+        let ports = Delta::word(from.sport, to.sport).add(Delta::word(from.dport, to.dport));
+        let l4 = match from.proto {
+            // The identifier is in the message once; there is no pseudo-header in IPv4's ICMP.
+            proto::ICMP => Delta::word(from.sport, to.sport),
+            proto::ICMPV6 => addresses.add(Delta::word(from.sport, to.sport)),
+            proto::TCP | proto::UDP => addresses.add(ports),
+            _ => Delta::NONE,
+        };
+        Rewrite { to: *to, l3: if from.src.is_v4() { addresses } else { Delta::NONE }, l4 }
+    }
+}
+
 /// What every line can do; the two families differ in where the addresses lie.
 ///
 /// Everything is a relaxed load or store of whole words: a plain `mov`.
@@ -117,7 +142,15 @@ pub trait Line: Debug + Send + Sync + 'static {
     /// The words at the places that both families have.
     fn tail(&self) -> Tail<'_>;
 
-    /// A word that a free record may use to name the next free one.
+    /// A line of zeros, for models that have no mapped memory.
+    #[cfg(any(wirelane_loom, wirelane_shuttle))]
+    fn zeroed() -> Self;
+
+    /// As it is left if the process is killed this instant: a copy during which nobody else runs.
+    #[cfg(wirelane_shuttle)]
+    fn left(&self) -> Self;
+
+    /// A word that a free record may use to name the next free one, but for its topmost bit, which is 0 then.
     fn free_link(&self) -> &AtomicU64;
 }
 
@@ -132,10 +165,14 @@ pub struct Tail<'a> {
 }
 
 const SEEN_SHIFT: u32 = 56;
+const FROM_POD: u64 = 1 << 55;
+const AT_FIN_SHIFT: u32 = 40;
+const AT_FIN: u64 = (1 << 15) - 1;
 const PORTS_AND_PROTO: u64 = (1 << 40) - 1;
+const LIVE: u64 = 1 << 63;
 
 impl Tail<'_> {
-    /// What has been seen in this direction: `tcp::seen::*` bits.
+    /// What has been seen in this direction: `state::seen::*` bits.
     #[inline(always)]
     pub fn seen(&self) -> u8 {
         (self.ports.load(Ordering::Relaxed) >> SEEN_SHIFT) as u8
@@ -145,10 +182,50 @@ impl Tail<'_> {
     #[inline(always)]
     pub fn mark(&self, seen: u8) {
         let word = self.ports.load(Ordering::Relaxed);
-        let new = word | u64::from(seen) << SEEN_SHIFT;
+        let new = word | u64::from(state::news(self.seen(), seen)) << SEEN_SHIFT;
         if new != word {
             self.ports.store(new, Ordering::Relaxed);
         }
+    }
+
+    /// This direction sends its first FIN, and the other has sent so many packets. Only for the worker that carries
+    /// this direction.
+    #[cold]
+    pub fn note_fin(&self, other_packets: u64) {
+        let word = self.ports.load(Ordering::Relaxed) & !(AT_FIN << AT_FIN_SHIFT);
+        self.ports.store(word | (other_packets & AT_FIN) << AT_FIN_SHIFT, Ordering::Relaxed);
+    }
+
+    /// Whether the other direction, which has sent so many packets, has sent any since this one's FIN.
+    pub fn is_fin_followed(&self, other_packets: u64) -> bool {
+        (self.ports.load(Ordering::Relaxed) >> AT_FIN_SHIFT ^ other_packets) & AT_FIN != 0
+    }
+
+    /// A pod of this node begins the flow. Before it is published.
+    pub fn set_from_pod(&self) {
+        self.ports.store(self.ports.load(Ordering::Relaxed) | FROM_POD, Ordering::Relaxed);
+    }
+
+    /// Whether a pod of this node has begun the flow; of the original direction.
+    pub fn is_from_pod(&self) -> bool {
+        self.ports.load(Ordering::Relaxed) & FROM_POD != 0
+    }
+
+    /// The record is a live flow's from now on; of the original direction.
+    pub fn go_live(&self) {
+        self.ids.fetch_or(LIVE, Ordering::Release);
+    }
+
+    /// The record is no live flow's any more; of the original direction. Returns whether it was: who ends a flow is
+    /// told so, of several at once one.
+    pub fn end(&self) -> bool {
+        self.ids.fetch_and(!LIVE, Ordering::AcqRel) & LIVE != 0
+    }
+
+    /// Whether the record is a live flow's; of the original direction.
+    #[inline(always)]
+    pub fn is_live(&self) -> bool {
+        self.ids.load(Ordering::Acquire) & LIVE != 0
     }
 
     /// Where its packets go, and the revision under which that (and the policy) was decided.
@@ -179,6 +256,14 @@ impl Tail<'_> {
         self.age.store(u64::from(now) | packets << 32, Ordering::Relaxed);
     }
 
+    /// Another process has left the flow: where its packets go is asked anew, and no packet was seen later than now.
+    pub fn adopt(&self, now: u32) {
+        self.hop.store(u64::from(NextHop::UNRESOLVED.bits()), Ordering::Relaxed);
+        if now.wrapping_sub(self.last_seen()) > u32::MAX / 2 {
+            self.touch(now);
+        }
+    }
+
     /// When a packet was last seen, in ticks.
     #[inline(always)]
     pub fn last_seen(&self) -> u32 {
@@ -198,7 +283,7 @@ impl Tail<'_> {
     /// The two ids: of the original direction service port and backend; of the reply direction the rules
     /// that allowed egress and ingress.
     pub fn ids(&self) -> (u32, u32) {
-        let word = self.ids.load(Ordering::Relaxed);
+        let word = self.ids.load(Ordering::Relaxed) & !LIVE;
         (word as u32, (word >> 32) as u32)
     }
 
@@ -207,7 +292,8 @@ impl Tail<'_> {
         self.hop.store(u64::from(NextHop::UNRESOLVED.bits()), Ordering::Relaxed);
         self.age.store(u64::from(now), Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
-        self.ids.store(u64::from(ids.0) | u64::from(ids.1) << 32, Ordering::Relaxed);
+        // Not live, whatever the ids are.
+        self.ids.store((u64::from(ids.0) | u64::from(ids.1) << 32) & !LIVE, Ordering::Relaxed);
     }
 }
 
@@ -285,6 +371,16 @@ impl Line for LineV4 {
         Tail { ports, hop, age, bytes, ids }
     }
 
+    #[cfg(any(wirelane_loom, wirelane_shuttle))]
+    fn zeroed() -> LineV4 {
+        LineV4(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    #[cfg(wirelane_shuttle)]
+    fn left(&self) -> LineV4 {
+        LineV4(std::array::from_fn(|word| AtomicU64::new(crate::sync::left(&self.0[word]))))
+    }
+
     fn free_link(&self) -> &AtomicU64 {
         &self.0[7]
     }
@@ -334,6 +430,16 @@ impl Line for LineV6 {
         Tail { ports: &self.0[4], hop: &self.0[6], age: &self.0[7], bytes: &self.0[8], ids: &self.0[9] }
     }
 
+    #[cfg(any(wirelane_loom, wirelane_shuttle))]
+    fn zeroed() -> LineV6 {
+        LineV6(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+
+    #[cfg(wirelane_shuttle)]
+    fn left(&self) -> LineV6 {
+        LineV6(std::array::from_fn(|word| AtomicU64::new(crate::sync::left(&self.0[word]))))
+    }
+
     fn free_link(&self) -> &AtomicU64 {
         &self.0[9]
     }
@@ -352,15 +458,9 @@ impl LineV4 {
             l4: Delta((word >> 48) as u16),
         }
     }
-
-    /// A line of zeros, for models that have no mapped memory.
-    #[cfg(wirelane_loom)]
-    pub fn zeroed() -> LineV4 {
-        LineV4(std::array::from_fn(|_| AtomicU64::new(0)))
-    }
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -4,26 +4,48 @@
 //! either. A record is written before its index entries, and given out again only after every worker has
 //! been quiescent since its entries were taken out ([`crate::rcu`]): a reader never sees it change hands.
 //! There is one table for each address family: IPv4 records are 128 bytes, IPv6 records 256.
+//!
+//! Where free records come from is in `free.rs`, how flows end in `hand.rs`, and how they outlive the process in
+//! `file.rs` and `adopt.rs`.
 
+mod adopt;
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
+mod file;
+mod free;
+mod hand;
 mod hash;
 pub mod index;
+pub mod limits;
 pub mod line;
 pub mod state;
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
+mod storage;
+#[cfg(any(wirelane_loom, wirelane_shuttle))]
+#[path = "storage_model.rs"]
 mod storage;
 mod tags;
+pub mod timeouts;
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+
+use crossbeam::utils::CachePadded;
 
 use crate::batch::Key;
 use crate::rcu::Epochs;
 use crate::sync::{AtomicU64, Ordering};
+pub use adopt::Adopted;
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
+pub use file::{FileSystem, Found, Mismatch, OpenError, Place};
+pub use free::Share;
+use free::{Pool, Pressure, Records};
+use hand::Begun;
 pub use index::FlowRef;
-use index::{Bucket, Index, Refused};
+use index::{Index, Refused};
+use limits::{Limit, Limits, Quota};
 use line::{Family, Line, Rewrite};
-use state::Timeouts;
-use storage::Zeroed;
+use storage::{Buckets, Storage};
+use timeouts::Timeouts;
 
 /// Both directions of a flow.
 #[derive(Debug)]
@@ -44,6 +66,8 @@ pub struct NewFlow {
     pub service: (u32, u32),
     /// Rules that allowed egress and ingress.
     pub rules: (u32, u32),
+    /// Whether a pod of this node begins it.
+    pub from_pod: bool,
 }
 
 /// Why a flow was not inserted.
@@ -55,66 +79,71 @@ pub enum InsertError {
     ReplyTaken,
     /// No record or no index entry is free.
     Full,
+    /// Who begins it has begun as many as it may.
+    Limit(Limit),
 }
 
 /// The table of one family.
 #[derive(Debug)]
 pub struct FlowTable<F: Family> {
-    index: Index<Zeroed<Bucket>>,
-    records: Zeroed<Record<F>>,
-    /// Records that have never been used begin here.
-    fresh: AtomicU64,
-    /// Stack of freed records: `change count (32) | record + 1 (32)`. A free record's first word holds the
-    /// next one.
-    freed: AtomicU64,
-    live: AtomicU64,
+    index: Index<Buckets>,
+    storage: Storage<F>,
+    pool: Pool,
+    /// Flows begun less flows ended, by worker: what one begins another may end.
+    live: Box<[CachePadded<AtomicU64>]>,
     seed: u64,
+    timeouts: Timeouts,
+    /// The shortest of them, in milliseconds.
+    shortest: u32,
+    quota: Quota,
+    begun_in: Begun,
+    adopted: Adopted,
 }
 
-/// What one worker has of a table: records retired by it and not yet free.
-#[derive(Debug)]
-pub struct Retired {
-    queue: VecDeque<(u32, u64)>,
-    /// Where the next sweep goes on.
-    bucket: usize,
-    /// Share of the buckets: this worker sweeps those with `bucket % of == worker`.
-    worker: usize,
-    of: usize,
-}
+/// The most workers.
+pub const MAX_WORKERS: usize = if cfg!(any(wirelane_loom, wirelane_shuttle)) { 4 } else { 64 };
 
-/// How many retired records a worker holds at most, and so how many flows it removes between two epochs.
-const RETIRED: usize = 4096;
-
-impl Retired {
-    /// For worker `worker` of `of`.
-    pub fn new(worker: usize, of: usize) -> Retired {
-        Retired { queue: VecDeque::with_capacity(RETIRED), bucket: worker, worker, of }
-    }
-
-    /// Only after [`FlowTable::may_retire`]: a record without a place here would be lost.
-    fn push(&mut self, record: u32, epochs: &Epochs) {
-        debug_assert!(self.queue.len() < RETIRED);
-        self.queue.push_back((record, epochs.advance()));
-    }
+/// What a table has to know of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// How long flows may be idle.
+    pub timeouts: Timeouts,
+    /// How many flows each may have begun.
+    pub limits: Limits,
 }
 
 impl<F: Family> FlowTable<F> {
-    /// A table for `capacity` flows, hashed with `seed`.
-    ///
-    /// The index has twice as many entries as there are keys, so that two buckets of eight suffice.
+    /// A table for `capacity` flows, hashed with `seed`, in memory of this process.
     ///
     /// # Errors
     /// When the memory cannot be had.
     pub fn new(capacity: u32, seed: u64) -> io::Result<FlowTable<F>> {
-        let capacity = capacity.clamp(64, 1 << 29);
+        FlowTable::with_rules(capacity, seed, Rules::default())
+    }
+
+    /// As [`FlowTable::new`], with other rules than the usual.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn with_rules(capacity: u32, seed: u64, rules: Rules) -> io::Result<FlowTable<F>> {
+        let capacity = clamp(capacity);
+        FlowTable::over(Storage::anonymous(capacity)?, capacity, seed, rules)
+    }
+
+    /// The index has twice as many entries as there are keys, so that two buckets of eight suffice.
+    fn over(storage: Storage<F>, capacity: u32, seed: u64, rules: Rules) -> io::Result<FlowTable<F>> {
         let buckets = (capacity as usize * 4 / 8).next_power_of_two();
         Ok(FlowTable {
-            index: Index::new(Zeroed::new(buckets)?),
-            records: Zeroed::new(capacity as usize)?,
-            fresh: AtomicU64::new(0),
-            freed: AtomicU64::new(0),
-            live: AtomicU64::new(0),
+            index: Index::new(Buckets::new(buckets)?),
+            storage,
+            pool: Pool::new(capacity),
+            live: (0..MAX_WORKERS).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
             seed,
+            timeouts: rules.timeouts,
+            shortest: rules.timeouts.shortest(),
+            quota: Quota::new(rules.limits),
+            begun_in: Begun::new(capacity),
+            adopted: Adopted::default(),
         })
     }
 
@@ -164,7 +193,19 @@ impl<F: Family> FlowTable<F> {
     /// quiescent.
     #[inline(always)]
     pub fn line(&self, flow: FlowRef) -> &F::Line {
-        &self.records[flow.record() as usize].lines[flow.direction()]
+        &self.storage.records()[flow.record() as usize].lines[flow.direction()]
+    }
+
+    /// What the original direction of a flow and its replies have seen.
+    pub fn seen(&self, flow: FlowRef) -> (u8, u8) {
+        let tails = [0, 1].map(|direction| self.line(FlowRef::new(flow.record(), direction)).tail());
+        let seen = |own: usize| {
+            let (own, other) = (tails[own], tails[1 - own]);
+            let seen = own.seen();
+            let is_followed = seen & state::seen::FIN != 0 && own.is_fin_followed(other.packets());
+            seen | if is_followed { state::seen::AFTER_FIN } else { 0 }
+        };
+        (seen(0), seen(1))
     }
 
     /// Commits a flow in both directions, or nothing.
@@ -173,7 +214,7 @@ impl<F: Family> FlowTable<F> {
     /// As [`InsertError`].
     pub fn insert(
         &self,
-        retired: &mut Retired,
+        share: &mut Share,
         epochs: &Epochs,
         new: &NewFlow,
         now: u32,
@@ -183,101 +224,66 @@ impl<F: Family> FlowTable<F> {
         if self.lookup(reply_hash, &new.reply.0).is_some() {
             return Err(InsertError::ReplyTaken);
         }
-        if !self.may_retire(retired, epochs) {
+        if share.pressure != Pressure::None {
+            self.make_room(share, epochs, now);
+        }
+        if !self.may_retire(share, epochs) {
             return Err(InsertError::Full);
         }
-        let record = self.take().ok_or(InsertError::Full)?;
-        let [original, reply] = [FlowRef::new(record, 0), FlowRef::new(record, 1)];
-        self.line(original).init(&new.original.0, &new.original.1, new.service, now);
-        self.line(reply).init(&new.reply.0, &new.reply.1, new.rules, now);
-
-        if let Err(refused) = self.insert_key(reply_hash, reply, &new.reply.0) {
-            retired.push(record, epochs);
-            return Err(match refused {
-                Refused::Exists(_) => InsertError::ReplyTaken,
-                Refused::Full => InsertError::Full,
-            });
+        let key = &new.original.0;
+        self.quota.begin(key, new.from_pod, self.seed).map_err(InsertError::Limit)?;
+        let result = self.commit(share, epochs, new, reply_hash, now);
+        match result {
+            Ok(_) => self.count(share, 1),
+            Err(_) => self.quota.end(key, new.from_pod, self.seed),
         }
-        if let Err(refused) = self.insert_key(self.hash(&new.original.0), original, &new.original.0) {
-            self.index.remove(reply_hash, reply);
-            retired.push(record, epochs);
-            return Err(match refused {
-                Refused::Exists(other) => InsertError::Exists(other),
-                Refused::Full => InsertError::Full,
-            });
-        }
-        self.live.fetch_add(1, Ordering::Relaxed);
-        Ok(original)
+        result
     }
 
-    /// Ends a flow. Returns whether this call did it: another may have, or as many were ended since this
-    /// worker was last quiescent as it can keep.
-    pub fn remove(&self, retired: &mut Retired, epochs: &Epochs, flow: FlowRef) -> bool {
-        if !self.may_retire(retired, epochs) {
-            return false;
-        }
-        let record = flow.record();
-        let [original, reply] = [FlowRef::new(record, 0), FlowRef::new(record, 1)];
-        // Who takes the original's entry out is the one who ends the flow.
-        if !self.index.remove(self.hash(&self.line(original).key()), original) {
-            return false;
-        }
-        self.index.remove(self.hash(&self.line(reply).key()), reply);
-        self.live.fetch_sub(1, Ordering::Relaxed);
-        retired.push(record, epochs);
-        true
+    /// Ends a flow. Returns whether this call did it: another may have, or may be about to begin it, or as many have
+    /// ended since other workers were last quiescent as this one can keep.
+    pub fn remove(&self, share: &mut Share, epochs: &Epochs, flow: FlowRef) -> bool {
+        let flow = FlowRef::new(flow.record(), 0);
+        let hashes = [flow, flow.reversed()].map(|flow| self.hash(&self.line(flow).key()));
+        self.remove_hashed(share, epochs, flow, hashes)
     }
 
-    /// Ends flows that have been idle too long, in the next `buckets` of this worker's share, and frees what
-    /// was retired before. Returns how many flows it ended.
-    pub fn sweep(
-        &self,
-        retired: &mut Retired,
-        epochs: &Epochs,
-        timeouts: &Timeouts,
-        now: u32,
-        buckets: usize,
-    ) -> usize {
-        self.free_passed(retired, epochs);
-        let mut ended = 0;
-        for _ in 0..buckets {
-            if retired.queue.len() + 8 > RETIRED {
-                break;
-            }
-            if retired.bucket >= self.index.buckets() {
-                retired.bucket = retired.worker;
-            }
-            for flow in self.index.originals(retired.bucket) {
-                if self.is_expired(flow, timeouts, now) && self.remove(retired, epochs, flow) {
-                    ended += 1;
-                }
-            }
-            retired.bucket += retired.of;
-        }
-        ended
+    /// The shortest time after which an idle flow ends, in milliseconds.
+    #[inline(always)]
+    pub fn shortest_timeout(&self) -> u32 {
+        self.shortest
     }
 
-    /// Number of buckets: a full sweep visits as many.
-    pub fn buckets(&self) -> usize {
-        self.index.buckets()
+    /// How long flows may be idle, and how many each may have begun.
+    pub fn rules(&self) -> Rules {
+        Rules { timeouts: self.timeouts, limits: self.quota.limits() }
+    }
+
+    /// What became of the flows that another process has left.
+    pub fn adopted(&self) -> Adopted {
+        self.adopted
     }
 
     /// Calls `visit` with every live flow. For threads that take part in the epochs.
     pub fn for_each(&self, visit: impl FnMut(FlowRef)) {
-        self.for_each_in(0..self.buckets(), visit);
+        self.for_each_in(0..self.used(), visit);
     }
 
-    /// Calls `visit` with every live flow whose original direction is in one of these buckets: for those who
-    /// go through the table in pieces, so that nobody waits for them long.
-    pub fn for_each_in(&self, buckets: Range<usize>, mut visit: impl FnMut(FlowRef)) {
-        for bucket in buckets {
-            self.index.originals(bucket).for_each(&mut visit);
-        }
+    /// Calls `visit` with every live flow among these records: for those who go through the table in pieces, so that
+    /// nobody waits for them long.
+    pub fn for_each_in(&self, records: Range<usize>, visit: impl FnMut(FlowRef)) {
+        let records = records.start as u32..records.end.min(self.used()) as u32;
+        let flows = records.map(|record| FlowRef::new(record, 0));
+        flows.filter(|flow| self.line(*flow).tail().is_live()).for_each(visit);
     }
 
     /// Number of live flows.
     pub fn len(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
+        let counted =
+            |sum: u64, live: &CachePadded<AtomicU64>| sum.wrapping_add(live.load(Ordering::Relaxed));
+        let live = self.live.iter().fold(0, counted);
+        // Read one after the other, while flows begin and end.
+        if live > u64::MAX / 2 { 0 } else { live }
     }
 
     /// Whether there are none.
@@ -287,73 +293,110 @@ impl<F: Family> FlowTable<F> {
 
     /// Number of flows that it can hold.
     pub fn capacity(&self) -> usize {
-        self.records.len()
+        self.storage.records().len()
+    }
+
+    /// Records beyond this number have never been used.
+    pub fn used(&self) -> usize {
+        self.storage.used().load(Ordering::Acquire).min(self.capacity() as u64) as usize
+    }
+
+    /// Gives back what a worker that ends has at hand.
+    pub fn give_back(&self, share: &mut Share) {
+        self.records_of().give_back(share);
+    }
+
+    /// Makes everything but the records anew out of these.
+    fn adopt(&mut self, now: u32) {
+        let adopted = adopt::adopt(&self.storage, &self.index, &self.pool, self.seed, now);
+        self.live[0].store(adopted.flows, Ordering::Relaxed);
+        self.for_each(|flow| {
+            self.begun_in.note(flow.record());
+            let line = self.line(flow);
+            self.quota.adopt(&line.key(), line.tail().is_from_pod(), self.seed);
+        });
+        self.adopted = adopted;
+    }
+
+    fn commit(
+        &self,
+        share: &mut Share,
+        epochs: &Epochs,
+        new: &NewFlow,
+        reply_hash: u64,
+        now: u32,
+    ) -> Result<FlowRef, InsertError> {
+        let record = self.records_of().take(share).ok_or(InsertError::Full)?;
+        let [original, reply] = [FlowRef::new(record, 0), FlowRef::new(record, 1)];
+        self.line(original).init(&new.original.0, &new.original.1, new.service, now);
+        if new.from_pod {
+            self.line(original).tail().set_from_pod();
+        }
+        self.line(reply).init(&new.reply.0, &new.reply.1, new.rules, now);
+
+        if let Err(refused) = self.insert_key(reply_hash, reply, &new.reply.0) {
+            self.records_of().retire(share, epochs, record);
+            return Err(match refused {
+                Refused::Exists(_) => InsertError::ReplyTaken,
+                Refused::Full => InsertError::Full,
+            });
+        }
+        if let Err(refused) = self.insert_key(self.hash(&new.original.0), original, &new.original.0) {
+            self.index.remove(reply_hash, reply);
+            self.records_of().retire(share, epochs, record);
+            return Err(match refused {
+                Refused::Exists(other) => InsertError::Exists(other),
+                Refused::Full => InsertError::Full,
+            });
+        }
+        // Whoever goes through the records, now or after this process was killed, sees it from here on.
+        self.line(original).tail().go_live();
+        self.begun_in.note(record);
+        Ok(original)
+    }
+
+    fn remove_hashed(&self, share: &mut Share, epochs: &Epochs, original: FlowRef, hashes: [u64; 2]) -> bool {
+        if !self.may_retire(share, epochs) || !self.line(original).tail().end() {
+            return false;
+        }
+        self.index.remove(hashes[0], original);
+        self.index.remove(hashes[1], original.reversed());
+        let line = self.line(original);
+        self.quota.end(&line.key(), line.tail().is_from_pod(), self.seed);
+        self.count(share, u64::MAX);
+        self.records_of().retire(share, epochs, original.record());
+        true
     }
 
     fn insert_key(&self, hash: u64, flow: FlowRef, key: &Key) -> Result<(), Refused> {
         self.index.insert(hash, flow, |other| self.line(other).is_for(key))
     }
 
-    fn is_expired(&self, flow: FlowRef, timeouts: &Timeouts, now: u32) -> bool {
-        let (original, reply) = (self.line(flow).tail(), self.line(flow.reversed()).tail());
-        let timeout = timeouts.of(self.line(flow).key().proto, original.seen(), reply.seen());
-        // Ticks wrap; the direction that was seen last counts.
-        let idle = now.wrapping_sub(original.last_seen()).min(now.wrapping_sub(reply.last_seen()));
-        // A worker's clock may be a batch ahead of this one's: that is no age.
-        idle > timeout && idle < u32::MAX / 2
-    }
-
-    fn take(&self) -> Option<u32> {
-        let mut head = self.freed.load(Ordering::Acquire);
-        while head as u32 != 0 {
-            let record = head as u32 - 1;
-            let next = self.free_link(record).load(Ordering::Relaxed) as u32;
-            let new = ((head >> 32).wrapping_add(1) << 32) | u64::from(next);
-            match self.freed.compare_exchange_weak(head, new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some(record),
-                Err(current) => head = current,
-            }
-        }
-        if self.fresh.load(Ordering::Relaxed) >= self.records.len() as u64 {
-            return None;
-        }
-        let record = self.fresh.fetch_add(1, Ordering::Relaxed);
-        (record < self.records.len() as u64).then_some(record as u32)
-    }
-
-    fn give(&self, record: u32) {
-        let mut head = self.freed.load(Ordering::Relaxed);
-        loop {
-            self.free_link(record).store(head & 0xffff_ffff, Ordering::Relaxed);
-            let new = ((head >> 32).wrapping_add(1) << 32) | u64::from(record + 1);
-            match self.freed.compare_exchange_weak(head, new, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(current) => head = current,
-            }
-        }
-    }
-
-    fn free_link(&self, record: u32) -> &AtomicU64 {
-        self.records[record as usize].lines[0].free_link()
+    /// Adds, modulo 2^64, to the worker's own part of the number of live flows.
+    fn count(&self, share: &Share, flows: u64) {
+        let live = &self.live[share.worker()];
+        live.store(live.load(Ordering::Relaxed).wrapping_add(flows), Ordering::Relaxed);
     }
 
     /// Whether one more record can be retired.
-    fn may_retire(&self, retired: &mut Retired, epochs: &Epochs) -> bool {
-        if retired.queue.len() == RETIRED {
-            self.free_passed(retired, epochs);
+    fn may_retire(&self, share: &mut Share, epochs: &Epochs) -> bool {
+        if !share.has_room() {
+            self.records_of().reclaim(share, epochs);
         }
-        retired.queue.len() < RETIRED
+        share.has_room()
     }
 
-    fn free_passed(&self, retired: &mut Retired, epochs: &Epochs) {
-        while let Some((record, epoch)) = retired.queue.front().copied()
-            && epochs.passed(epoch)
-        {
-            retired.queue.pop_front();
-            self.give(record);
-        }
+    fn records_of(&self) -> Records<'_, F> {
+        Records { pool: &self.pool, records: self.storage.records(), used: self.storage.used() }
     }
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+fn clamp(capacity: u32) -> u32 {
+    const LEAST: u32 = if cfg!(any(wirelane_loom, wirelane_shuttle)) { 1 } else { 64 };
+    capacity.clamp(LEAST, 1 << 29)
+}
+
+#[cfg(all(test, any(wirelane_loom, wirelane_shuttle)))]
+mod models;
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests;

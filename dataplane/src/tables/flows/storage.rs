@@ -1,46 +1,155 @@
-//! Memory of the flow table: zeroed, huge pages advised, viewed as a slice.
+//! Memory of the flow table: zeroed, huge pages advised, viewed as slices.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::marker::PhantomData;
 use std::ops::Deref;
+use std::ptr::NonNull;
 
 use super::Record;
+use super::file::{FlowFile, Header};
 use super::index::Bucket;
 use super::line::Family;
-use crate::io::memory_area::MemoryArea;
+use crate::io::memory_area::{HUGE_PAGE, MemoryArea};
+use crate::sync::AtomicU64;
 
-/// A slice of `T`s that begin as zeros.
-#[derive(Debug)]
-pub struct Zeroed<T> {
-    area: MemoryArea,
-    len: usize,
-    holds: PhantomData<T>,
-}
+// What lies in memory that begins as zeros, or as another process of the same layout has left it. Of all three more is
+// true than the trait says: every pattern of bits is a value.
 
 // SAFETY: an array of atomic integers.
 unsafe impl bytemuck::Zeroable for Bucket {}
 // SAFETY: arrays of atomic integers.
 unsafe impl<F: Family> bytemuck::Zeroable for Record<F> {}
+// SAFETY: integers, of which only the atomic ones are written once it is shared.
+unsafe impl bytemuck::Zeroable for Header {}
 
-impl<T: bytemuck::Zeroable> Zeroed<T> {
-    /// `len` zeros.
-    ///
-    /// # Errors
-    /// When the memory cannot be had.
-    pub fn new(len: usize) -> io::Result<Zeroed<T>> {
+/// A slice of `T`s in memory that somebody else has.
+#[derive(Debug)]
+struct Slots<T> {
+    first: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: a view of memory that is kept beside it, of things that are written by atomics only.
+unsafe impl<T: Sync> Send for Slots<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Slots<T> {}
+
+impl<T: bytemuck::Zeroable> Slots<T> {
+    /// Of `area`, which has to be kept for as long.
+    fn over(area: &MemoryArea, offset: usize, len: usize) -> Slots<T> {
         const { assert!(align_of::<T>() <= 4096) };
-        Ok(Zeroed { area: MemoryArea::anonymous(len * size_of::<T>())?, len, holds: PhantomData })
+        assert!(offset.is_multiple_of(4096) && offset + len * size_of::<T>() <= area.len());
+        // SAFETY: within the area, by the assertion.
+        Slots { first: unsafe { area.base().add(offset) }.cast(), len }
     }
 }
 
-impl<T> Deref for Zeroed<T> {
+impl<T> Deref for Slots<T> {
     type Target = [T];
 
     #[inline(always)]
     fn deref(&self) -> &[T] {
-        // SAFETY: the area has room for `len` values, was zeroed when mapped (a value, by `Zeroable`, which
-        // `new` demands), is aligned to a page, and is only ever given out shared.
-        unsafe { std::slice::from_raw_parts(self.area.base().as_ptr().cast(), self.len) }
+        // SAFETY: room for `len` values, aligned, mapped for as long as this is (this module's types keep the area beside it), and values whatever its bits are, by what is
+        // said of the types above, which alone `over` is called for.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) }
+    }
+}
+
+/// The index's buckets, in memory of their own.
+#[derive(Debug)]
+pub struct Buckets {
+    buckets: Slots<Bucket>,
+    area: MemoryArea,
+}
+
+impl Buckets {
+    /// So many, all empty.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub fn new(len: usize) -> io::Result<Buckets> {
+        let area = MemoryArea::anonymous(len * size_of::<Bucket>())?;
+        Ok(Buckets { buckets: Slots::over(&area, 0, len), area })
+    }
+
+    /// Where they lie.
+    pub fn area(&self) -> &MemoryArea {
+        &self.area
+    }
+}
+
+impl Deref for Buckets {
+    type Target = [Bucket];
+
+    #[inline(always)]
+    fn deref(&self) -> &[Bucket] {
+        &self.buckets
+    }
+}
+
+/// A header and the records behind it, in anonymous memory or in a file.
+#[derive(Debug)]
+pub(super) struct Storage<F: Family> {
+    header: Slots<Header>,
+    records: Slots<Record<F>>,
+    area: MemoryArea,
+    file: Option<FlowFile>,
+}
+
+/// Where the records begin.
+const RECORDS_AT: usize = 4096;
+
+const _: () = assert!(size_of::<Header>() <= RECORDS_AT);
+
+impl<F: Family> Storage<F> {
+    /// Bytes for so many records.
+    pub(super) fn bytes(capacity: u32) -> usize {
+        let bytes = RECORDS_AT + capacity as usize * size_of::<Record<F>>();
+        // Of a large one all should fit into huge pages.
+        bytes.next_multiple_of(if bytes >= HUGE_PAGE { HUGE_PAGE } else { RECORDS_AT })
+    }
+
+    /// Over memory of [`Storage::bytes`], and the file that it is of.
+    pub(super) fn over(area: MemoryArea, capacity: u32, file: Option<FlowFile>) -> Storage<F> {
+        let records = Slots::over(&area, RECORDS_AT, capacity as usize);
+        Storage { header: Slots::over(&area, 0, 1), records, area, file }
+    }
+
+    /// In memory of this process.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    pub(super) fn anonymous(capacity: u32) -> io::Result<Storage<F>> {
+        Ok(Storage::over(MemoryArea::anonymous(Storage::<F>::bytes(capacity))?, capacity, None))
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        &self.header[0]
+    }
+
+    /// Records from here on have never been used.
+    pub(super) fn used(&self) -> &AtomicU64 {
+        &self.header().used
+    }
+
+    #[inline(always)]
+    pub(super) fn records(&self) -> &[Record<F>] {
+        &self.records
+    }
+
+    pub(super) fn area(&self) -> &MemoryArea {
+        &self.area
+    }
+
+    pub(super) fn file(&self) -> Option<&FlowFile> {
+        self.file.as_ref()
+    }
+}
+
+impl<F: Family> Drop for Storage<F> {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            self.header().close();
+        }
     }
 }

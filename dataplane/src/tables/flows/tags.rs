@@ -6,11 +6,11 @@
 
 use super::index::ENTRIES;
 use crate::sync::AtomicU16;
-#[cfg(any(test, wirelane_loom, not(target_arch = "x86_64")))]
+#[cfg(any(test, wirelane_loom, wirelane_shuttle, not(target_arch = "x86_64")))]
 use crate::sync::Ordering;
 
 /// The entries that have the tag, one bit each.
-#[cfg(all(target_arch = "x86_64", not(wirelane_loom)))]
+#[cfg(all(target_arch = "x86_64", not(any(wirelane_loom, wirelane_shuttle))))]
 #[inline(always)]
 pub(super) fn equal(tags: &[AtomicU16; ENTRIES], tag: u16) -> u32 {
     use std::arch::asm;
@@ -41,21 +41,21 @@ pub(super) fn equal(tags: &[AtomicU16; ENTRIES], tag: u16) -> u32 {
 }
 
 /// The entries that have the tag, one bit each.
-#[cfg(any(wirelane_loom, not(target_arch = "x86_64")))]
+#[cfg(any(wirelane_loom, wirelane_shuttle, not(target_arch = "x86_64")))]
 #[inline(always)]
 pub(super) fn equal(tags: &[AtomicU16; ENTRIES], tag: u16) -> u32 {
     equal_portable(tags, tag)
 }
 
 /// [`equal`] on any machine.
-#[cfg(any(test, wirelane_loom, not(target_arch = "x86_64")))]
+#[cfg(any(test, wirelane_loom, wirelane_shuttle, not(target_arch = "x86_64")))]
 #[inline(always)]
 fn equal_portable(tags: &[AtomicU16; ENTRIES], tag: u16) -> u32 {
     let is_equal = |entry: &AtomicU16| u32::from(entry.load(Ordering::Relaxed) == tag);
     tags.iter().enumerate().fold(0, |bits, (n, entry)| bits | is_equal(entry) << n)
 }
 
-#[cfg(all(test, not(wirelane_loom)))]
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 use wirelane_proto::v1::{
     AttachPodResponse, Backend, BackendView, ControlStatusResponse, Drop, DropCount, DropsResponse, Flow,
-    Frontend, PortStatus, Problem, ServiceView, StageCount, StatusResponse, Tuple, WorkerStatus,
+    FlowTableStatus, Frontend, PortStatus, Problem, ServiceView, StageCount, StatusResponse, Tuple,
+    WorkerStatus,
 };
 
 use super::{
@@ -70,6 +71,12 @@ pub(super) fn status_json(status: &StatusResponse) -> Value {
         "ports": list(&status.ports, port),
         "flows": status.flows,
         "flow_capacity": status.flow_capacity,
+        "flow_tables": list(&status.flow_tables, flow_table),
+        "flows_expired": status.flows_expired,
+        "flows_evicted": status.flows_evicted,
+        "flows_per_pod": status.flows_per_pod,
+        "flows_per_source": status.flows_per_source,
+        "timeout_seconds": status.timeout_seconds,
         "services": status.services,
         "backends": status.backends,
         "pods": status.pods,
@@ -93,6 +100,18 @@ pub(super) fn control_json(control: &ControlStatusResponse) -> Value {
 
 fn list<T>(items: &[T], one: impl FnMut(&T) -> Value) -> Value {
     Value::Array(items.iter().map(one).collect())
+}
+
+fn flow_table(table: &FlowTableStatus) -> Value {
+    json!({
+        "ip_version": table.ip_version,
+        "flows": table.flows,
+        "capacity": table.capacity,
+        "place": table.place,
+        "bytes": table.bytes,
+        "huge_bytes": table.huge_bytes,
+        "adopted": table.adopted,
+    })
 }
 
 fn tuple(tuple: &Tuple) -> Value {

@@ -36,7 +36,7 @@ impl Status {
         }
         if let Ok(status) = &self.dataplane {
             parts.extend([workers(&status.workers), stages(&status.workers)]);
-            parts.extend([ports(&status.ports), totals(&status.drops)]);
+            parts.extend([flow_tables(status), ports(&status.ports), totals(&status.drops)]);
         }
         parts.retain(|part| !part.is_empty());
         parts.join("\n")
@@ -146,6 +146,45 @@ fn stages(workers: &[WorkerStatus]) -> String {
             [stage.to_owned(), packets.to_string(), each]
         }),
     )
+}
+
+/// The flow tables, what has become of flows, and the rules for them.
+fn flow_tables(status: &StatusResponse) -> String {
+    let columns = [
+        Text("flow table"),
+        Number("flows"),
+        Number("capacity"),
+        Number("from_before"),
+        Number("MiB"),
+        Number("huge_MiB"),
+        Text("in"),
+    ];
+    let mut text = grid(
+        columns,
+        status.flow_tables.iter().map(|table| {
+            [
+                format!("IPv{}", table.ip_version),
+                table.flows.to_string(),
+                table.capacity.to_string(),
+                table.adopted.to_string(),
+                (table.bytes >> 20).to_string(),
+                (table.huge_bytes >> 20).to_string(),
+                table.place.clone(),
+            ]
+        }),
+    );
+    if !text.is_empty() {
+        let limit = |flows: u32| if flows == 0 { "any number".to_owned() } else { flows.to_string() };
+        let _writing_to_a_string_succeeds = writeln!(
+            text,
+            "flows expired {}, evicted for new ones {}; a pod may have begun {}, another address {}",
+            status.flows_expired,
+            status.flows_evicted,
+            limit(status.flows_per_pod),
+            limit(status.flows_per_source),
+        );
+    }
+    text
 }
 
 fn ports(ports: &[PortStatus]) -> String {

@@ -1,0 +1,128 @@
+//! Two threads on one table, against plain maps.
+
+use super::*;
+use crate::clock;
+
+/// Of each thread's own keys.
+const OWN: u32 = 3000;
+/// Of both threads' common keys.
+const COMMON: u32 = 64;
+/// Of each thread. Both together: millions.
+const OPERATIONS: u32 = 1_500_000;
+
+/// What a thread knows of the flows that only it begins and ends.
+struct Owner<'a> {
+    table: &'a FlowTable<V4>,
+    epochs: std::sync::Arc<Epochs>,
+    reader: Reader,
+    share: Share,
+    worker: usize,
+    random: u64,
+    model: HashMap<u32, FlowRef>,
+}
+
+impl Owner<'_> {
+    fn random(&mut self, below: u32) -> u32 {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        ((self.random >> 33) % u64::from(below)) as u32
+    }
+
+    fn find(&self, key: &Key) -> Option<FlowRef> {
+        self.table.lookup(self.table.hash(key), key)
+    }
+
+    /// Flows of its own are there exactly if the map says so, wherever they are looked for.
+    fn own(&mut self) {
+        let n = self.random(OWN);
+        let key = key(100_000 * (1 + self.worker as u32) + n);
+        match self.random(4) {
+            0 => match self.table.insert(&mut self.share, &self.epochs, &plain(key), 0) {
+                Ok(flow) => {
+                    for flow in [flow, flow.reversed()] {
+                        self.table.line(flow).tail().mark(state::seen::DATA);
+                    }
+                    assert_eq!(self.model.insert(n, flow), None, "it was there");
+                }
+                Err(InsertError::ReplyTaken) => assert!(self.model.contains_key(&n), "it was not there"),
+                Err(InsertError::Full) => {}
+                Err(error) => panic!("{error:?}"),
+            },
+            1 => {
+                if let Some(flow) = self.model.remove(&n) {
+                    assert!(self.table.remove(&mut self.share, &self.epochs, flow));
+                }
+            }
+            2 => assert_eq!(self.find(&key), self.model.get(&n).copied()),
+            _ => assert_eq!(self.find(&key.reversed()), self.model.get(&n).map(|flow| flow.reversed())),
+        }
+    }
+
+    /// Of common flows, which the other thread begins and ends as well, what is found is what was asked for.
+    fn common(&mut self) {
+        let key = key(self.random(COMMON));
+        match self.random(3) {
+            0 => match self.table.insert(&mut self.share, &self.epochs, &plain(key), 0) {
+                Ok(flow) | Err(InsertError::Exists(flow)) => assert_eq!(flow.direction(), 0),
+                Err(InsertError::ReplyTaken | InsertError::Full) => {}
+                Err(error) => panic!("{error:?}"),
+            },
+            1 => {
+                if let Some(flow) = self.find(&key) {
+                    self.table.remove(&mut self.share, &self.epochs, flow);
+                }
+            }
+            _ => {
+                if let Some(flow) = self.find(&key) {
+                    assert_eq!(self.table.line(flow).key(), key);
+                    assert_eq!(self.table.line(flow.reversed()).key(), key.reversed());
+                }
+            }
+        }
+    }
+}
+
+/// No flow is lost, doubled or mixed up, and no record is: millions of operations on flows of each thread's own, which a
+/// map tells exactly, and on common ones, in a table that is nearly full and whose hands go round meanwhile.
+#[test]
+fn two_threads_do_what_their_maps_do() {
+    let table = FlowTable::<V4>::new(4096, 3).unwrap();
+    let epochs = Epochs::new(2);
+    let seed = clock::cycles();
+    println!("seed {seed}");
+    let owners: Vec<Owner<'_>> = std::thread::scope(|scope| {
+        let threads = [0, 1].map(|worker| {
+            let (table, epochs) = (&table, epochs.clone());
+            scope.spawn(move || {
+                let reader = Reader::new(epochs.clone(), worker);
+                let (share, model) = (Share::new(worker, 2), HashMap::new());
+                let random = seed ^ (worker as u64) << 32;
+                let mut owner = Owner { table, epochs, reader, share, worker, random, model };
+                for n in 0..OPERATIONS {
+                    if n % 4 == 0 {
+                        owner.common()
+                    } else {
+                        owner.own()
+                    }
+                    if n % 16 == 0 {
+                        owner.reader.quiescent();
+                        owner.table.sweep(&mut owner.share, &owner.epochs, 0, 64);
+                    }
+                }
+                owner.reader.offline();
+                owner
+            })
+        });
+        threads.map(|thread| thread.join().unwrap()).into()
+    });
+    let mut seen = HashMap::new();
+    table.for_each(|flow| *seen.entry(table.line(flow).key()).or_insert(0) += 1);
+    assert!(seen.values().all(|count| *count == 1), "no key is in twice");
+    assert_eq!(seen.len() as u64, table.len());
+    for mut owner in owners {
+        for (n, flow) in &owner.model {
+            assert_eq!(owner.find(&key(100_000 * (1 + owner.worker as u32) + n)), Some(*flow));
+        }
+        wind_up(&table, &mut owner.share, &epochs);
+    }
+    assert_eq!(free_records(&table) as u64 + table.len(), 4096, "no record is lost");
+}
