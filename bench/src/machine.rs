@@ -85,14 +85,19 @@ pub fn cores() -> usize {
 /// Ties the calling thread to the `n`th core, counted from the last: the first cores serve interrupts too.
 /// Returns whether it could.
 pub fn pin(n: usize) -> bool {
-    let cores = core_ids();
-    !cores.is_empty() && core_affinity::set_for_current(cores[cores.len() - 1 - n % cores.len()])
+    core_from_back(n).is_some_and(|id| core_affinity::set_for_current(CoreId { id }))
 }
 
 /// Number of the `n`th core, counted from the first.
 pub fn core_from_front(n: usize) -> Option<usize> {
     let cores = core_ids();
     (!cores.is_empty()).then(|| cores[n % cores.len()].id)
+}
+
+/// Number of the `n`th core, counted from the last: the one that [`pin`] ties to.
+pub fn core_from_back(n: usize) -> Option<usize> {
+    let cores = core_ids();
+    (!cores.is_empty()).then(|| cores[cores.len() - 1 - n % cores.len()].id)
 }
 
 /// The cores that the first caller was not tied away from: a thread inherits what its parent is tied to.

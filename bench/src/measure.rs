@@ -22,6 +22,12 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// Each of them less `other`.
+    #[must_use]
+    pub fn minus(&self, other: f64) -> Samples {
+        Samples(self.0.iter().map(|value| value - other).collect())
+    }
+
     /// Number of runs.
     pub fn runs(&self) -> usize {
         self.0.len()

@@ -141,6 +141,11 @@ impl Packet {
     }
 }
 
+/// A MAC address as people write it.
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 fn macs(sliced: &SlicedPacket<'_>) -> Result<(Mac, Mac), String> {
     match &sliced.link {
         Some(LinkSlice::Ethernet2(ethernet)) => Ok((ethernet.source(), ethernet.destination())),

@@ -7,6 +7,7 @@ pub mod idle;
 pub mod lifecycle;
 pub mod limit;
 pub mod new_flow;
+pub mod peer;
 pub mod policy;
 pub mod reply;
 pub mod scale;
@@ -35,6 +36,7 @@ pub const GROUPS: &[Group] = &[
     allocations::GROUP,
     veth::GROUP,
     idle::GROUP,
+    peer::GROUP,
     flows::GROUP,
     scale::GROUP,
     policy::GROUP,
