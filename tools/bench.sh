@@ -6,6 +6,6 @@ set -euo pipefail
 
 # No cd: FILE is meant from where the caller stands.
 root=$(dirname "${BASH_SOURCE[0]}")/..
-"$root/tools/setup.sh"
+"$root/tools/setup.sh" --bench
 PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
 exec cargo run --release --manifest-path "$root/Cargo.toml" -p wirelane-bench --bin report -- "$@"

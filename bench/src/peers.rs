@@ -2,7 +2,7 @@
 //!
 //! [`bench/peers/`](../peers) has what is ours of them. What cannot be had says why, and the report goes on.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -111,7 +111,7 @@ pub fn testpmd(
 }
 
 /// An address and a port.
-pub type Endpoint = ([u8; 4], u16);
+pub type Endpoint = (IpAddr, u16);
 
 /// Has the kernel of `namespace` translate what goes to `service`, so that it reaches `backend`.
 ///
@@ -121,9 +121,9 @@ pub fn nftables(namespace: &Namespace, service: Endpoint, backend: Endpoint) -> 
     anyhow::ensure!(exists("nft"), "nft is missing: {HINT}");
     let define = |name: &str, value: String| ["--define".to_owned(), format!("{name}={value}")];
     let arguments = [
-        define("service", Ipv4Addr::from(service.0).to_string()),
+        define("service", service.0.to_string()),
         define("service_port", service.1.to_string()),
-        define("backend", Ipv4Addr::from(backend.0).to_string()),
+        define("backend", backend.0.to_string()),
         define("backend_port", backend.1.to_string()),
         ["--file".to_owned(), source("dnat.nft").display().to_string()],
     ];

@@ -116,7 +116,7 @@ impl Report {
         let entry = registry::find(name).unwrap_or_else(|| panic!("{name} is not in the registry"));
         if self.wants(name) {
             let skipped = format!("skipped: {}", reason.into());
-            println!("{name:<28} {skipped}");
+            println!("{name:<30} {skipped}");
             self.machine.warnings.push(format!("{} {skipped}", entry.name));
         }
     }
@@ -131,7 +131,7 @@ impl Report {
             println!("warning: {warning}");
         }
         println!(
-            "{:<28} {:>12} {:<18} {:>27} {:>5} {:>7}  against",
+            "{:<30} {:>12} {:<18} {:>27} {:>5} {:>7}  against",
             "name", "median", "unit", "range", "runs", "ratio"
         );
     }
@@ -155,7 +155,7 @@ fn row(figure: &Figure) -> String {
     let range = format!("{} .. {}", short(figure.min), short(figure.max));
     let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
     format!(
-        "{:<28} {:>12} {:<18} {range:>27} {:>5} {ratio:>7}  {}",
+        "{:<30} {:>12} {:<18} {range:>27} {:>5} {ratio:>7}  {}",
         figure.name,
         short(figure.value),
         figure.unit,

@@ -26,7 +26,7 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     let node = live::quiet_namespace(&lab, "node")?;
     let pods = live::quiet_namespace(&lab, "pods")?;
     let workers = machine::cores();
-    let shape = Shape { clients: PODS, services: 1, backends: 1 };
+    let shape = Shape { clients: PODS, ..Shape::PAIR };
     let world = World::shaped(shape, Topology::Vxlan, 1, TABLE, workers)?;
     let mut ports = vec![(UPLINK_PORT, "uplink".to_owned()), (HOST_PORT, "host".to_owned())];
     ports.extend((0..PODS).map(|n| (FIRST_POD_PORT + n as u16, format!("pod{n}"))));

@@ -6,6 +6,7 @@ pub mod flows;
 pub mod idle;
 pub mod lifecycle;
 pub mod limit;
+pub mod mixed;
 pub mod new_flow;
 pub mod peer;
 pub mod policy;
@@ -30,6 +31,7 @@ pub struct Group {
 pub const GROUPS: &[Group] = &[
     limit::GROUP,
     established::GROUP,
+    mixed::GROUP,
     new_flow::GROUP,
     reply::GROUP,
     lifecycle::GROUP,

@@ -7,6 +7,7 @@
 //! veth does part of the node's receiving on the sender's core, and of the sink's on the node's: the kernel is
 //! what this measures most of.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use wirelane::lab::{Lab, Namespace, Process};
@@ -202,10 +203,11 @@ impl Between {
 fn route(node: &Namespace, world: &World, core: usize) -> anyhow::Result<()> {
     let (came, gone) = (world.incoming(step(0)).0, world.outgoing(step(0)).0);
     for (interface, pod, mac) in [("client", came.src, came.src_mac), ("server", gone.dst, gone.dst_mac)] {
-        let [a, b, c, d] = pod.0;
+        let IpAddr::V4(pod) = pod.0 else { anyhow::bail!("the pods have IPv4 addresses") };
+        let [a, b, c, _] = pod.octets();
         node.ip(&format!("link set {interface} address {}", mac_text(GATEWAY_MAC)))?;
         node.ip(&format!("address add {a}.{b}.{c}.254/24 dev {interface}"))?;
-        node.ip(&format!("neighbour add {a}.{b}.{c}.{d} lladdr {} dev {interface}", mac_text(mac)))?;
+        node.ip(&format!("neighbour add {pod} lladdr {} dev {interface}", mac_text(mac)))?;
         // Without this, the kernel would work on the generator's core.
         let cores = format!("echo {:x} > /sys/class/net/{interface}/queues/rx-0/rps_cpus", 1u64 << core);
         node.run("sh", ["-c", &cores])?;
