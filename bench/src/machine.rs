@@ -61,6 +61,16 @@ impl Machine {
         machine
     }
 
+    /// What it is, in a line.
+    pub fn describe(&self) -> String {
+        let Machine { processor, cores, l2, l3, memory_mib, kernel, tsc_mhz, huge_pages, .. } = self;
+        let kind = if self.virtual_machine { "virtual machine" } else { "bare metal" };
+        format!(
+            "{processor} with {cores} cores ({kind}; TSC {tsc_mhz:.2} MHz, L2 {l2}, L3 {l3}), {memory_mib} MiB, \
+             Linux {kernel}, huge pages: {huge_pages}"
+        )
+    }
+
     fn warn(&mut self) {
         if !["always", "madvise"].contains(&self.huge_pages.as_str()) {
             self.warnings.push(format!(

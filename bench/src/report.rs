@@ -121,12 +121,19 @@ impl Report {
         }
     }
 
+    /// The machine, and what makes its figures worse than they could be.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// What has been measured.
+    pub fn figures(&self) -> &[Figure] {
+        &self.figures
+    }
+
     /// Says on which machine, and heads the table.
     pub fn print_head(&self) {
-        let Machine { processor, cores, l2, l3, memory_mib, kernel, tsc_mhz, .. } = &self.machine;
-        let kind = if self.machine.virtual_machine { "virtual machine" } else { "bare metal" };
-        println!("{processor}, {cores} cores ({kind}), L2 {l2}, L3 {l3}, {memory_mib} MiB, Linux {kernel}");
-        println!("TSC {tsc_mhz:.2} MHz, huge pages: {}\n", self.machine.huge_pages);
+        println!("{}\n", self.machine.describe());
         for warning in &self.machine.warnings {
             println!("warning: {warning}");
         }
@@ -165,7 +172,7 @@ fn row(figure: &Figure) -> String {
 }
 
 /// Four digits that count, and no decimals where there are as many before the point.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => format!("{value:.0}"),
         v if v >= 100.0 => format!("{value:.1}"),

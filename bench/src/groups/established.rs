@@ -174,13 +174,21 @@ impl Established {
     pub fn rounds(&mut self, rounds: usize) -> anyhow::Result<Timed> {
         let mut total = Timed::default();
         for _ in 0..rounds {
-            let Established { random, popularity, .. } = self;
-            let steps = (0..self.lane.frames()).map(|_| data(popularity.pick(random), random));
-            self.lane.lay_out(&self.world, steps)?;
-            total += self.lane.carry();
-            self.lane.check(&self.world)?;
+            self.counted(|lane| total += lane.carry())?;
         }
         Ok(total)
+    }
+
+    /// Has `carry` carry all frames once.
+    ///
+    /// # Errors
+    /// What is wrong with a packet that came out.
+    pub fn counted(&mut self, carry: impl FnOnce(&mut Lane)) -> anyhow::Result<()> {
+        let Established { random, popularity, .. } = self;
+        let steps = (0..self.lane.frames()).map(|_| data(popularity.pick(random), random));
+        self.lane.lay_out(&self.world, steps)?;
+        carry(&mut self.lane);
+        self.lane.check(&self.world)
     }
 }
 

@@ -37,7 +37,7 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     // What the kernel has to say about new links is over by then.
     std::thread::sleep(Duration::from_millis(500));
 
-    let time = Duration::from_millis(if report.quick { 1000 } else { 2000 });
+    let time = Duration::from_millis(if report.quick { 500 } else { 2000 });
     let samples = Samples::take(5, || {
         let (start, before) = (Instant::now(), cpu_time());
         std::thread::sleep(time);

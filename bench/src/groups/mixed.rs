@@ -32,6 +32,7 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
             }
             Ok(report.tsc.nanoseconds(total.cycles) / total.packets as f64)
         })?;
+        carrier.forget()?;
         report.add(name, &samples);
     }
     Ok(())
@@ -44,6 +45,8 @@ pub struct Mixed {
     lane: Lane,
     random: Random,
     established: u32,
+    /// The next flow that begins.
+    next: u32,
 }
 
 impl Mixed {
@@ -52,26 +55,28 @@ impl Mixed {
     /// # Errors
     /// When there is not enough memory, or a packet went wrong.
     pub fn new(established: u32) -> anyhow::Result<Mixed> {
-        let flows = established + FRAMES;
         // Twice the room: a flow that has ended leaves its record a little later.
-        let mut world = World::new(Topology::Vxlan, flows, established + 2 * FRAMES, 1)?;
+        let (flows, capacity) = (established + FRAMES, established + 2 * FRAMES);
+        let mut world = World::new(Topology::Vxlan, flows, capacity, 1)?;
         let mut lane = Lane::new(&world, 0, FRAMES)?;
         establish(&mut world, &mut lane, 0, established)?;
-        Ok(Mixed { world, lane, random: Random::new(6), established })
+        Ok(Mixed { world, lane, random: Random::new(6), established, next: established })
     }
 
     /// Carries all frames once. `share` of a hundred begin a flow; the others are of those established, of flows
-    /// and directions at random. What has begun is never answered and expires, of which only what the worker's
-    /// housekeeping does meanwhile is timed.
+    /// and directions at random.
     ///
     /// # Errors
     /// What is wrong with a packet that came out.
     pub fn round(&mut self, share: u64) -> anyhow::Result<Timed> {
-        let Mixed { random, established, .. } = self;
-        let mut new = *established..;
+        if self.world.flows() - self.next < FRAMES {
+            self.forget()?;
+        }
+        let Mixed { random, established, next, .. } = self;
         let steps = (0..self.lane.frames()).map(|_| {
             if random.below(100) < share {
-                Step { flow: new.next().expect("endless"), reply: false, flags: SYN }
+                *next += 1;
+                Step { flow: *next - 1, reply: false, flags: SYN }
             } else {
                 data(random.below(u64::from(*established)) as u32, random)
             }
@@ -79,15 +84,20 @@ impl Mixed {
         self.lane.lay_out(&self.world, steps)?;
         let timed = self.lane.carry();
         self.lane.check_first(&mut self.world)?;
-        let begun = u64::from(new.start - self.established);
-        self.lane.advance(FORGOTTEN);
-        let before = self.world.live();
-        self.lane.sweep();
-        let ended = before - self.world.live();
-        anyhow::ensure!(
-            self.world.live() == u64::from(self.established),
-            "{ended} of {begun} new flows have expired"
-        );
         Ok(timed)
+    }
+
+    /// Lets the flows expire that have begun and were never answered; the established ones live on. Not timed but
+    /// for what the worker's housekeeping has done of it meanwhile.
+    ///
+    /// # Errors
+    /// When others are left than those.
+    pub fn forget(&mut self) -> anyhow::Result<()> {
+        self.lane.advance(FORGOTTEN);
+        self.lane.sweep();
+        let (live, established) = (self.world.live(), u64::from(self.established));
+        anyhow::ensure!(live == established, "{live} flows are left of {established}");
+        self.next = self.established;
+        Ok(())
     }
 }

@@ -31,17 +31,17 @@ pub struct Group {
 pub const GROUPS: &[Group] = &[
     limit::GROUP,
     established::GROUP,
-    mixed::GROUP,
     new_flow::GROUP,
     reply::GROUP,
     lifecycle::GROUP,
     allocations::GROUP,
-    veth::GROUP,
-    idle::GROUP,
     peer::GROUP,
     flows::GROUP,
     scale::GROUP,
     policy::GROUP,
+    veth::GROUP,
+    idle::GROUP,
+    mixed::GROUP,
 ];
 
 impl Group {
