@@ -2,23 +2,25 @@
 //!
 //! [`bench/peers/`](../peers) has what is ours of them. What cannot be had says why, and the report goes on.
 
+use std::error::Error;
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use wirelane::lab::{Lab, Namespace, Process, eventually};
 
 use crate::machine;
-use crate::measure::Samples;
 
 /// What is to be done about a peer that is not there.
 const HINT: &str = "tools/setup.sh --bench installs it";
 /// Frames that testpmd has: as many as a worker.
 const MBUFS: u32 = 16_384;
 
-/// What [`rte_hash`] looks for: keys that are put in, then so many that are all there, then as many of which none is.
+/// What [`RteHash`] looks for: keys that are put in, then so many that are all there, then as many of which none is.
 #[derive(Debug)]
 pub struct HashLoad<'a> {
     /// Put in.
@@ -29,49 +31,64 @@ pub struct HashLoad<'a> {
     pub misses: &'a [[u8; 16]],
 }
 
-/// What [`rte_hash`] took.
-#[derive(Debug, Default)]
-pub struct HashTimes {
-    /// Nanoseconds for a key that is there.
-    pub hit: Samples,
-    /// Nanoseconds for one that is not.
-    pub miss: Samples,
-    /// How much of its memory was in huge pages, in KiB.
+/// DPDK's rte_hash, in a process of its own that waits until it is asked.
+#[derive(Debug)]
+pub struct RteHash {
+    process: Child,
+    asked: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    /// How much of its memory is in huge pages, in KiB.
     pub huge_kib: u64,
 }
 
-/// Looks keys up in DPDK's rte_hash, `runs` times, on the core that the report's own thread is tied to.
-///
-/// # Errors
-/// When DPDK or a compiler is missing, or the program finds other keys than it should.
-pub fn rte_hash(load: &HashLoad<'_>, runs: usize) -> anyhow::Result<HashTimes> {
-    let program = build("rte_hash")?;
-    let folder = tempfile::tempdir().context("a folder for the keys")?;
-    let keys = folder.path().join("keys");
-    std::fs::write(&keys, [load.stored, load.hits, load.misses].concat().as_flattened())?;
-    let lcore = format!("0@{}", machine::core_from_back(0).unwrap_or(0));
-    let output = Command::new(program)
-        .env("RUNTIME_DIRECTORY", folder.path())
-        .arg(&keys)
-        .args([load.stored.len(), load.hits.len(), runs].map(|number| number.to_string()))
-        .args(["--no-huge", "-m", "64", "--no-pci", "--no-telemetry", "--no-shconf", "--log-level=error"])
-        .args(["--lcores", &lcore])
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        bail!("rte_hash: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
-    }
-    let mut times = HashTimes::default();
-    for line in said.lines() {
-        let (what, value) = line.split_once(' ').with_context(|| format!("rte_hash says {line:?}"))?;
-        match what {
-            "hit" => times.hit.push(value.parse()?),
-            "miss" => times.miss.push(value.parse()?),
-            "huge" => times.huge_kib = value.parse()?,
-            _ => bail!("rte_hash says {line:?}"),
+impl RteHash {
+    /// With the keys of `load`, on the core that the report's own thread is tied to.
+    ///
+    /// # Errors
+    /// When DPDK or a compiler is missing, or the table does not take the keys.
+    pub fn start(load: &HashLoad<'_>) -> anyhow::Result<RteHash> {
+        let program = build("rte_hash")?;
+        // DPDK leaves a folder where it finds one; it is needed for the start only.
+        let folder = tempfile::tempdir()?;
+        let lcore = format!("0@{}", machine::core_from_back(0).unwrap_or(0));
+        let mut process = Command::new(program)
+            .env("RUNTIME_DIRECTORY", folder.path())
+            .args([load.stored.len(), load.hits.len()].map(|number| number.to_string()))
+            .args(["--no-huge", "-m", "64", "--no-pci", "--no-telemetry", "--no-shconf"])
+            .args(["--log-level=error", "--lcores", &lcore])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (asked, answers) = (process.stdin.take(), process.stdout.take());
+        let (asked, answers) = (asked.context("piped")?, answers.context("piped")?);
+        let mut hash = RteHash { process, asked, answers: BufReader::new(answers).lines(), huge_kib: 0 };
+        for keys in [load.stored, load.hits, load.misses] {
+            hash.asked.write_all(keys.as_flattened()).context("rte_hash does not start")?;
         }
+        hash.huge_kib = hash.answer()?;
+        Ok(hash)
     }
-    Ok(times)
+
+    /// Looks all keys of the load up that are there, or all that are not. Returns the nanoseconds for one.
+    ///
+    /// # Errors
+    /// When it finds others than it should.
+    pub fn look_up(&mut self, hits: bool) -> anyhow::Result<f64> {
+        self.asked.write_all(if hits { b"hit\n" } else { b"miss\n" })?;
+        self.answer()
+    }
+
+    fn answer<T: FromStr<Err: Error + Send + Sync + 'static>>(&mut self) -> anyhow::Result<T> {
+        Ok(self.answers.next().context("rte_hash has ended")??.parse()?)
+    }
+}
+
+impl Drop for RteHash {
+    fn drop(&mut self) {
+        // One that has ended already is no harm.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
 /// Starts testpmd between two interfaces, tied to core `core`: it swaps the MAC addresses of what it forwards.

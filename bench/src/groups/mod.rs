@@ -8,7 +8,6 @@ pub mod lifecycle;
 pub mod limit;
 pub mod mixed;
 pub mod new_flow;
-pub mod peer;
 pub mod policy;
 pub mod reply;
 pub mod scale;
@@ -35,7 +34,6 @@ pub const GROUPS: &[Group] = &[
     reply::GROUP,
     lifecycle::GROUP,
     allocations::GROUP,
-    peer::GROUP,
     flows::GROUP,
     scale::GROUP,
     policy::GROUP,
