@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::peers;
 use crate::plots::{Bar, Chart};
-use crate::report::{Figure, Report, short};
+use crate::report::{Figure, Report, Skipped, short};
 
 const BEGIN: &str = "<!-- figures: begin (written by tools/bench.sh --write) -->\n";
 const END: &str = "<!-- figures: end -->";
@@ -58,11 +58,23 @@ fn head(report: &Report, command: &str) -> anyhow::Result<String> {
     if !peers.is_empty() {
         writeln!(text, "Peers, as Debian has them: {}.", peers.join(", "))?;
     }
-    if !machine.warnings.is_empty() {
+    let notes: Vec<String> = machine.warnings.iter().cloned().chain(left_out(report.skipped())).collect();
+    if !notes.is_empty() {
         text += "\n";
-        machine.warnings.iter().try_for_each(|warning| writeln!(text, "- {warning}"))?;
+        notes.iter().try_for_each(|note| writeln!(text, "- {note}"))?;
     }
     Ok(text + "\n")
+}
+
+/// What was not measured, those together that have a reason in common.
+fn left_out(skipped: &[Skipped]) -> Vec<String> {
+    skipped
+        .chunk_by(|one, next| one.reason == next.reason)
+        .map(|alike| {
+            let names: Vec<_> = alike.iter().map(|skipped| format!("`{}`", skipped.name)).collect();
+            format!("without {}: {}", names.join(", "), alike[0].reason)
+        })
+        .collect()
 }
 
 fn table(report: &Report) -> String {

@@ -47,9 +47,10 @@ impl Chart {
     pub fn svg(&self) -> String {
         let left = 24.0 + LETTER * self.bars.iter().map(|bar| bar.label.len()).max().unwrap_or(0) as f64;
         let height = TOP + ROW * self.bars.len() as f64 + BOTTOM;
-        let longest = self.bars.iter().map(|bar| bar.range.1.max(bar.value)).fold(0.0, f64::max);
-        let longest = longest.max(self.aim.unwrap_or(0.0)).max(f64::MIN_POSITIVE);
-        let scale = (WIDTH - left - TEXT) / longest;
+        let longest = self.bars.iter().map(|bar| bar.value).chain(self.aim).fold(f64::MIN_POSITIVE, f64::max);
+        // One run that was disturbed shall not make all the bars short: its line goes to the edge.
+        let edge = self.bars.iter().map(|bar| bar.range.1).fold(longest, f64::max).min(longest * 1.5);
+        let scale = (WIDTH - left - TEXT) / edge;
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
              viewBox=\"0 0 {WIDTH} {height}\" font-family=\"DejaVu Sans, Verdana, sans-serif\" font-size=\"12\">\n\
@@ -60,7 +61,7 @@ impl Chart {
             escaped(&self.subtitle)
         );
         for (row, bar) in self.bars.iter().enumerate() {
-            bar.draw(&mut svg, left, TOP + ROW * row as f64, scale);
+            bar.draw(&mut svg, (left, TOP + ROW * row as f64), scale, edge);
         }
         let floor = TOP + ROW * self.bars.len() as f64;
         line(&mut svg, (left, TOP - 4.0), (left, floor), "stroke=\"#57606a\"");
@@ -79,10 +80,11 @@ impl Chart {
 }
 
 impl Bar {
-    fn draw(&self, svg: &mut String, left: f64, top: f64, scale: f64) {
+    fn draw(&self, svg: &mut String, (left, top): (f64, f64), scale: f64, edge: f64) {
         let (middle, baseline) = (top + ROW / 2.0, top + ROW / 2.0 + 4.0);
         let end = left + self.value.max(0.0) * scale;
-        let (low, high) = (left + self.range.0.max(0.0) * scale, left + self.range.1.max(0.0) * scale);
+        let (low, high) =
+            (left + self.range.0.max(0.0) * scale, left + self.range.1.clamp(0.0, edge) * scale);
         let color = if self.peer { PEER } else { OURS };
         put(svg, (left - 8.0, baseline), "text-anchor=\"end\" fill=\"#1b1f24\"", &self.label);
         let (y, width) = (middle - BAR / 2.0, end - left);
@@ -119,7 +121,7 @@ mod tests {
         let bar = |label: &str, value| Bar {
             label: label.into(),
             value,
-            range: (value * 0.9, value * 1.1),
+            range: (value * 0.9, value * 11.0),
             text: format!("{value} <ns>"),
             peer: false,
         };

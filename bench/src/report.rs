@@ -44,12 +44,22 @@ pub struct Report {
     machine: Machine,
     wanted: HashSet<&'static str>,
     figures: Vec<Figure>,
+    skipped: Vec<Skipped>,
+}
+
+/// A figure that is asked for and could not be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its name.
+    pub name: &'static str,
+    /// Why not.
+    pub reason: String,
 }
 
 #[derive(Serialize)]
 struct Json<'a> {
-    machine: &'a Machine,
-    results: &'a [Figure],
+    machine: Machine,
+    results: Vec<&'a Figure>,
 }
 
 impl Report {
@@ -65,6 +75,7 @@ impl Report {
             tsc,
             wanted,
             figures: Vec::new(),
+            skipped: Vec::new(),
         }
     }
 
@@ -115,9 +126,9 @@ impl Report {
     pub fn skip(&mut self, name: &str, reason: impl Into<String>) {
         let entry = registry::find(name).unwrap_or_else(|| panic!("{name} is not in the registry"));
         if self.wants(name) {
-            let skipped = format!("skipped: {}", reason.into());
-            println!("{name:<30} {skipped}");
-            self.machine.warnings.push(format!("{} {skipped}", entry.name));
+            let reason = reason.into();
+            println!("{name:<30} skipped: {reason}");
+            self.skipped.push(Skipped { name: entry.name, reason });
         }
     }
 
@@ -126,9 +137,17 @@ impl Report {
         &self.machine
     }
 
-    /// What has been measured.
-    pub fn figures(&self) -> &[Figure] {
-        &self.figures
+    /// What has been measured, in the order of the registry.
+    pub fn figures(&self) -> Vec<&Figure> {
+        let place = |figure: &&Figure| ENTRIES.iter().position(|entry| entry.name == figure.name);
+        let mut figures: Vec<_> = self.figures.iter().collect();
+        figures.sort_by_key(place);
+        figures
+    }
+
+    /// What has not.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// Says on which machine, and heads the table.
@@ -143,12 +162,15 @@ impl Report {
         );
     }
 
-    /// One object with the machine and all figures.
+    /// One object with the machine and all figures. What was skipped is among the machine's warnings.
     ///
     /// # Errors
     /// When it cannot be written as JSON, which no figure causes.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(&Json { machine: &self.machine, results: &self.figures })
+        let mut machine = self.machine.clone();
+        let skipped = self.skipped.iter().map(|Skipped { name, reason }| format!("{name} skipped: {reason}"));
+        machine.warnings.extend(skipped);
+        serde_json::to_string_pretty(&Json { machine, results: self.figures() })
     }
 
     /// Adds to what makes figures worse than they could be.

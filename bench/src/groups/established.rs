@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use wirelane_dataplane::wire::tcp::ACK;
 
-use crate::groups::Group;
+use crate::groups::{Group, LATE};
 use crate::lane::{FRAMES, Lane, Timed, establish};
 use crate::machine;
 use crate::measure::{Popularity, Random, Samples};
@@ -12,16 +12,21 @@ use crate::report::Report;
 use crate::stages::StageCounts;
 use crate::world::{Shape, Step, Topology, World};
 
-pub(super) const GROUP: Group = Group {
+/// What the aims are of.
+pub(super) const VXLAN: Group = Group {
     prefixes: &[
-        "path/established/",
+        "path/established/vxlan/",
         "path/stages/parse",
         "path/stages/decap",
         "path/stages/conntrack",
         "path/stages/forward",
     ],
-    run,
+    run: |report| run(report, Topology::Vxlan),
 };
+
+/// The same without the tunnel.
+pub(super) const PLAIN: Group =
+    Group { prefixes: &["path/established/plain/"], run: |report| run(report, Topology::Plain) };
 
 /// Flows that live while packets are carried.
 #[derive(Debug)]
@@ -67,8 +72,8 @@ const STAGES: [&str; 4] =
 /// How unevenly packets fall on flows where that is asked for: the most popular of a million has 13 % of them.
 const ZIPF: f64 = 1.1;
 
-fn run(report: &mut Report) -> anyhow::Result<()> {
-    for case in &CASES {
+fn run(report: &mut Report, topology: Topology) -> anyhow::Result<()> {
+    for case in CASES.iter().filter(|case| case.topology == topology) {
         let stages = if case.shows_stages { &STAGES[..] } else { &[] };
         let names: Vec<&str> =
             [Some(case.name), case.zipf].into_iter().flatten().chain(stages.iter().copied()).collect();
@@ -96,7 +101,9 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
 impl Case {
     fn left_out(&self, report: &Report) -> Option<String> {
         let available = machine::memory_mib("MemAvailable");
-        if report.quick && self.flows > M1 {
+        if report.is_late() {
+            Some(LATE.into())
+        } else if report.quick && self.flows > M1 {
             Some("takes a minute to set up: not with --quick".into())
         } else if report.quick && self.shape.family == Shape::USUAL_V6.family {
             Some("not with --quick, which has IPv4".into())
@@ -195,4 +202,20 @@ impl Established {
 /// A data packet of a flow, either way with the same chance.
 pub fn data(flow: u32, random: &mut Random) -> Step {
     Step { flow, reply: random.bits() & 1 != 0, flags: ACK }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_packet_comes_out_right_of_either_family_and_way() {
+        for shape in [Shape::USUAL, Shape::USUAL_V6] {
+            for (topology, _) in Topology::ALL {
+                let mut carrier = Established::shaped(shape, topology, 1024, 1024).unwrap();
+                carrier.prefer(Popularity::zipf(1024, ZIPF));
+                assert_eq!(carrier.rounds(1).unwrap().packets, u64::from(FRAMES));
+            }
+        }
+    }
 }

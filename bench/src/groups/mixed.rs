@@ -101,3 +101,18 @@ impl Mixed {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_flows_come_and_go_and_the_established_ones_stay() {
+        let mut carrier = Mixed::new(1024).unwrap();
+        for share in [10, 100] {
+            assert_eq!(carrier.round(share).unwrap().packets, u64::from(FRAMES));
+            assert!(carrier.world.live() > 1024);
+            carrier.forget().unwrap();
+        }
+    }
+}
