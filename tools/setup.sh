@@ -50,7 +50,12 @@ die() {
 main() {
     local bench=''
     case "${1:-}" in
-        --list) packages && bench_packages && return ;;
+        --list)
+            packages
+            printf '\n# for tools/bench.sh only\n'
+            bench_packages
+            return
+            ;;
         --bench) bench=yes ;;
         '') ;;
         *) die "unknown argument '$1' (there are --bench and --list)" ;;

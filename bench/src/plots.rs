@@ -60,11 +60,7 @@ impl Chart {
             escaped(&self.title),
             escaped(&self.subtitle)
         );
-        for (row, bar) in self.bars.iter().enumerate() {
-            bar.draw(&mut svg, (left, TOP + ROW * row as f64), scale, edge);
-        }
         let floor = TOP + ROW * self.bars.len() as f64;
-        line(&mut svg, (left, TOP - 4.0), (left, floor), "stroke=\"#57606a\"");
         if let Some(aim) = self.aim {
             let x = left + aim * scale;
             line(&mut svg, (x, TOP - 4.0), (x, floor + 4.0), "stroke=\"#c2410c\" stroke-dasharray=\"4 3\"");
@@ -75,6 +71,10 @@ impl Chart {
                 &format!("aim: {aim}"),
             );
         }
+        for (row, bar) in self.bars.iter().enumerate() {
+            bar.draw(&mut svg, (left, TOP + ROW * row as f64), scale, edge);
+        }
+        line(&mut svg, (left, TOP - 4.0), (left, floor), "stroke=\"#57606a\"");
         svg + "</svg>\n"
     }
 }
@@ -104,7 +104,9 @@ fn line(svg: &mut String, (x1, y1): (f64, f64), (x2, y2): (f64, f64), style: &st
 }
 
 fn put(svg: &mut String, (x, y): (f64, f64), style: &str, text: &str) {
-    writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {style}>{}</text>", escaped(text))
+    // White around the letters, where they cross a line.
+    let halo = "paint-order=\"stroke\" stroke=\"#ffffff\" stroke-width=\"3\"";
+    writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {halo} {style}>{}</text>", escaped(text))
         .expect("a string has room");
 }
 

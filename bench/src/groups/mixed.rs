@@ -16,6 +16,10 @@ const SHARES: [(&str, u64); 3] =
     [("path/mixed/vxlan/1m/1", 1), ("path/mixed/vxlan/1m/10", 10), ("path/mixed/vxlan/1m/100", 100)];
 /// Longer than an unanswered connection is kept, in milliseconds.
 const FORGOTTEN: u32 = 200_000;
+/// What a round takes by the lane's clock, so that what began a few rounds ago expires while packets are carried.
+const ROUND: u32 = 40_000;
+/// Rounds of nothing but new flows until the world runs out of them.
+const ROUNDS: u32 = 6;
 
 fn run(report: &mut Report) -> anyhow::Result<()> {
     let mut carrier = Mixed::new(M1)?;
@@ -50,13 +54,13 @@ pub struct Mixed {
 }
 
 impl Mixed {
-    /// `established` flows, and room for as many more as there are frames.
+    /// `established` flows, and room for those of a few rounds.
     ///
     /// # Errors
     /// When there is not enough memory, or a packet went wrong.
     pub fn new(established: u32) -> anyhow::Result<Mixed> {
-        // Twice the room: a flow that has ended leaves its record a little later.
-        let (flows, capacity) = (established + FRAMES, established + 2 * FRAMES);
+        // A flow that has ended leaves its record a little later.
+        let (flows, capacity) = (established + ROUNDS * FRAMES, established + (ROUNDS + 1) * FRAMES);
         let mut world = World::new(Topology::Vxlan, flows, capacity, 1)?;
         let mut lane = Lane::new(&world, 0, FRAMES)?;
         establish(&mut world, &mut lane, 0, established)?;
@@ -82,13 +86,13 @@ impl Mixed {
             }
         });
         self.lane.lay_out(&self.world, steps)?;
+        self.lane.advance(ROUND);
         let timed = self.lane.carry();
         self.lane.check_first(&mut self.world)?;
         Ok(timed)
     }
 
-    /// Lets the flows expire that have begun and were never answered; the established ones live on. Not timed but
-    /// for what the worker's housekeeping has done of it meanwhile.
+    /// Lets the last flows expire that have begun and were never answered; the established ones live on.
     ///
     /// # Errors
     /// When others are left than those.
