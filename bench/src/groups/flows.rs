@@ -9,6 +9,7 @@ use wirelane_dataplane::rcu::{Epochs, Reader};
 use wirelane_dataplane::stages::policy::rewrite;
 use wirelane_dataplane::tables::flows::line::{Line, V4};
 use wirelane_dataplane::tables::flows::{FlowTable, InsertError, NewFlow, Share, state};
+use wirelane_dataplane::tables::route::NextHop;
 use wirelane_dataplane::wire::{Addr, proto};
 
 use crate::groups::Group;
@@ -205,6 +206,7 @@ impl Flows {
             reply: (reply, rewrite(&reply, &original.reversed())),
             service: (1, 1),
             rules: (1, 1),
+            hop: (NextHop::UNRESOLVED, 0),
             from_pod: true,
         };
         let flow = self.table.insert(share, &self.epochs, &new, 0)?;
