@@ -215,16 +215,19 @@ fn drop_totals(shared: &Shared) -> Vec<v1::DropCount> {
 
 /// The policies that isolate the pod that refused a packet.
 fn policies(record: &DropRecord, tables: &Tables) -> Vec<String> {
-    let isolating = |direction| tables.policies.isolating(direction, record.subject);
+    let isolating = |direction| {
+        let policies = tables.policies.isolating(direction, record.subject).iter();
+        policies.map(ToString::to_string).collect::<Vec<_>>()
+    };
     let mut names: Vec<String> = match record.reason {
-        DropReason::PolicyIngress => isolating(Direction::Ingress).to_vec(),
-        DropReason::PolicyEgress => isolating(Direction::Egress).to_vec(),
+        DropReason::PolicyIngress => isolating(Direction::Ingress),
+        DropReason::PolicyEgress => isolating(Direction::Egress),
         // It does not say at which end: at the one that has the identity.
         DropReason::PolicyCut => {
             [(&record.key.dst, Direction::Ingress), (&record.key.src, Direction::Egress)]
                 .into_iter()
                 .filter(|(address, _)| tables.identity(address) == record.subject)
-                .flat_map(|(_, direction)| isolating(direction).to_vec())
+                .flat_map(|(_, direction)| isolating(direction))
                 .collect()
         }
         _ => Vec::new(),
