@@ -10,6 +10,7 @@ pub mod new_flow;
 pub mod policy;
 pub mod reply;
 pub mod scale;
+pub mod tables;
 pub mod veth;
 
 use crate::registry::ENTRIES;
@@ -38,6 +39,7 @@ pub const GROUPS: &[Group] = &[
     flows::GROUP,
     scale::GROUP,
     policy::GROUP,
+    tables::GROUP,
 ];
 
 impl Group {

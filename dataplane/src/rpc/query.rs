@@ -34,7 +34,7 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
     let workers = workers.map(|(index, stats)| worker(index, stats, tables.revision)).collect();
     let micros = |latency: Duration| latency.as_micros() as u64;
     let state = dataplane.state();
-    let count = |is: fn(&Object) -> bool| state.builder.objects().filter(|object| is(object)).count() as u32;
+    let counts = state.builder.counts();
     v1::StatusResponse {
         node: tables.local.as_ref().map(|local| local.name.clone()).unwrap_or_default(),
         revision: tables.revision,
@@ -44,10 +44,10 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
         ports: ports(dataplane, &state),
         flows: shared.flows_v4.len() + shared.flows_v6.len(),
         flow_capacity: (shared.flows_v4.capacity() + shared.flows_v6.capacity()) as u64,
-        services: count(|object| matches!(object, Object::Service(_))),
+        services: counts.services as u32,
         backends: tables.services.backends() as u32,
-        pods: count(|object| matches!(object, Object::Pod(_))),
-        policies: count(|object| matches!(object, Object::Policy(_))),
+        pods: counts.pods as u32,
+        policies: counts.policies as u32,
         drops: drop_totals(shared),
         apply_p50_us: micros(state.latencies.percentile(50)),
         apply_p99_us: micros(state.latencies.percentile(99)),

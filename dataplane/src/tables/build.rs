@@ -23,6 +23,7 @@ use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 pub use names::Names;
+pub use objects::Counts;
 use objects::Objects;
 use pods::Pods;
 use policies::Isolation;
@@ -186,6 +187,11 @@ impl Builder {
     /// Every object, in the order of their keys.
     pub fn objects(&self) -> impl Iterator<Item = &Object> + '_ {
         self.objects.iter()
+    }
+
+    /// How many there are.
+    pub fn counts(&self) -> Counts {
+        self.objects.counts()
     }
 
     /// One object.

@@ -27,7 +27,7 @@ pub struct Maglev {
 /// The size that others use, too; right for up to some 650 backends.
 pub const USUAL_SIZE: u32 = 65_537;
 
-/// When so few entries are left, each is offered to its taker, rather than sought by it: see [`Filling::take_last`].
+/// When so few entries are left, they are looked at, rather than sought: see [`Filling::take_last`].
 const FEW: usize = 128;
 
 const NOBODY: u16 = u16::MAX;
@@ -44,8 +44,13 @@ impl Maglev {
         order.retain(|n| members[usize::from(*n)].weight > 0);
         order.sort_unstable_by_key(|n| members[usize::from(*n)]);
         let entries = vec![NOBODY; if order.is_empty() { 0 } else { size as usize }].into();
-        let mut filling =
-            Filling { size, left: size as usize, taken: vec![0; size as usize / 64 + 1], entries };
+        let mut filling = Filling {
+            size,
+            left: size as usize,
+            taken: vec![0; size as usize / 64 + 1],
+            entries,
+            last: Vec::new(),
+        };
         filling.run(members, &order);
         Maglev { entries: filling.entries }
     }
@@ -81,6 +86,8 @@ struct Filling {
     /// A bit for each entry: asked far more often than entries are written, and it fits in the first-level cache.
     taken: Vec<u64>,
     entries: Box<[u16]>,
+    /// The entries that are left, once they are few.
+    last: Vec<u32>,
 }
 
 impl Filling {
@@ -98,12 +105,9 @@ impl Filling {
                     continue;
                 }
                 walk.due += heaviest;
-                if self.left <= FEW {
-                    self.take_last(walk);
-                } else {
+                if self.left > FEW {
                     self.take(walk);
-                }
-                if self.left == 0 {
+                } else if !self.take_last(walk) {
                     return;
                 }
             }
@@ -112,34 +116,44 @@ impl Filling {
 
     #[inline(always)]
     fn take(&mut self, walk: &mut Walk) {
-        let mut entry = walk.next;
-        while self.taken[entry as usize / 64] >> (entry % 64) & 1 != 0 {
-            entry = walk.after(entry, self.size);
-        }
-        self.give(walk, entry);
-    }
-
-    /// As `take`: of all entries that are free, the one that comes first on the walk. The last few would take half
-    /// the time if they were sought.
-    fn take_last(&mut self, walk: &mut Walk) {
-        let size = u64::from(self.size);
-        let inverse = inverse(walk.skip, self.size);
-        let steps = |entry: u32| {
-            let distance = u64::from(entry) + size - u64::from(walk.next);
-            distance % size * inverse % size
+        let mut first = walk.next;
+        let entry = loop {
+            // Four at a time without a branch: whether the next one is free cannot be foretold.
+            let second = walk.after(first, self.size);
+            let third = walk.after(second, self.size);
+            let fourth = walk.after(third, self.size);
+            let entries = [first, second, third, fourth];
+            let free = (0..4).map(|n| u32::from(!self.is_taken(entries[n])) << n).sum::<u32>();
+            if free != 0 {
+                break entries[free.trailing_zeros() as usize & 3];
+            }
+            first = walk.after(fourth, self.size);
         };
-        let free = (0..self.size).filter(|entry| self.taken[*entry as usize / 64] >> (entry % 64) & 1 == 0);
-        if let Some(entry) = free.min_by_key(|entry| steps(*entry)) {
-            self.give(walk, entry);
-        }
-    }
-
-    #[inline(always)]
-    fn give(&mut self, walk: &mut Walk, entry: u32) {
         self.taken[entry as usize / 64] |= 1 << (entry % 64);
         self.entries[entry as usize] = walk.member;
         self.left -= 1;
         walk.next = walk.after(entry, self.size);
+    }
+
+    /// As `take`: of the entries that are left, the one that comes first on the walk. To seek the last few would take
+    /// as long as all before them. Returns false if none was left.
+    fn take_last(&mut self, walk: &mut Walk) -> bool {
+        if self.last.len() != self.left {
+            self.last = (0..self.size).filter(|entry| !self.is_taken(*entry)).collect();
+        }
+        let (size, inverse) = (u64::from(self.size), inverse(walk.skip, self.size));
+        let steps = |entry: u32| (u64::from(entry) + size - u64::from(walk.next)) * inverse % size;
+        let Some(first) = (0..self.last.len()).min_by_key(|n| steps(self.last[*n])) else { return false };
+        let entry = self.last.swap_remove(first);
+        self.entries[entry as usize] = walk.member;
+        self.left -= 1;
+        walk.next = walk.after(entry, self.size);
+        true
+    }
+
+    #[inline(always)]
+    fn is_taken(&self, entry: u32) -> bool {
+        self.taken[entry as usize / 64] >> (entry % 64) & 1 != 0
     }
 }
 
@@ -299,7 +313,7 @@ mod tests {
     #[test]
     fn the_table_is_the_same_on_every_node_and_in_every_release() {
         let table = Maglev::new(&members(5), 17);
-        assert_eq!(table.entries(), naive(&members(5), 17));
+        assert_eq!(table.entries(), [4, 1, 0, 1, 1, 3, 0, 4, 4, 3, 0, 2, 3, 1, 2, 0, 2]);
         let chosen: Vec<_> = (0..4).map(|n| table.choose(n << 30)).collect();
         assert_eq!(chosen, [0, 4, 8, 12].map(|entry| Some(usize::from(table.entries()[entry]))));
         assert_eq!(Maglev::new(&[], 17).choose(7), None);

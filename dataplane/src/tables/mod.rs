@@ -20,7 +20,7 @@ use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use map::Map;
 use objects::LocalNode;
-use policy::Policies;
+use policy::{Direction, Policies};
 use route::{Prefix, Route, Routes};
 use services::Services;
 
@@ -183,6 +183,26 @@ impl Tables {
     #[inline]
     pub fn identity(&self, addr: &Addr) -> u32 {
         self.pods.get(addr).map_or(0, |pod| pod.identity)
+    }
+
+    /// Asks for the memory that judging a connection between these ends will read: first of the pods...
+    #[inline]
+    pub fn prefetch_ends(&self, src: &Addr, dst: &Addr) {
+        self.pods.prefetch(src);
+        self.pods.prefetch(dst);
+    }
+
+    /// ...and then, once that has come, of their policies.
+    #[inline]
+    pub fn prefetch_policies(&self, src: &Addr, dst: &Addr) {
+        let [src, dst] = [src, dst].map(|addr| self.pods.get(addr));
+        let identity = |pod: Option<&PodAt>| pod.map_or(0, |pod| pod.identity);
+        if let Some(pod) = src.filter(|pod| pod.local) {
+            self.policies.prefetch(Direction::Egress, pod.identity, identity(dst));
+        }
+        if let Some(pod) = dst.filter(|pod| pod.local) {
+            self.policies.prefetch(Direction::Ingress, pod.identity, identity(src));
+        }
     }
 
     /// Where an address is.

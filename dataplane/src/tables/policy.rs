@@ -81,10 +81,12 @@ impl Policies {
         }
     }
 
-    /// Asks for the first memory that [`Policies::judge`] will read.
+    /// Asks for the memory that [`Policies::judge`] will read of a peer with this identity.
     #[inline]
-    pub fn prefetch(&self, direction: Direction, subject: u32) {
-        self.programs.prefetch(&Subject { identity: subject, direction });
+    pub fn prefetch(&self, direction: Direction, subject: u32, peer: u32) {
+        if let Some(program) = self.programs.get(&Subject { identity: subject, direction }) {
+            program.prefetch(peer);
+        }
     }
 
     /// Names of the policies that isolate an identity.

@@ -8,27 +8,54 @@ use crate::tables::objects::{LocalNode, Node, Object, ObjectKey, Pod, Policy, Se
 
 /// Every object, by its key.
 #[derive(Debug, Default)]
-pub(super) struct Objects(BTreeMap<ObjectKey, Arc<Object>>);
+pub(super) struct Objects {
+    all: BTreeMap<ObjectKey, Arc<Object>>,
+    counts: Counts,
+}
+
+/// How many objects there are of the kinds of which there are many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods.
+    pub pods: usize,
+    /// Services.
+    pub services: usize,
+    /// Policies.
+    pub policies: usize,
+}
 
 impl Objects {
     pub fn insert(&mut self, key: ObjectKey, object: Arc<Object>) -> Option<Arc<Object>> {
-        self.0.insert(key, object)
+        if let Some(count) = self.counts.of(&key) {
+            *count += 1;
+        }
+        let old = self.remove(&key);
+        self.all.insert(key, object);
+        old
     }
 
     pub fn remove(&mut self, key: &ObjectKey) -> Option<Arc<Object>> {
-        self.0.remove(key)
+        let old = self.all.remove(key)?;
+        if let Some(count) = self.counts.of(key) {
+            *count -= 1;
+        }
+        Some(old)
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
-        self.0.get(key)
+        self.all.get(key)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Object> + '_ {
-        self.0.values().map(AsRef::as_ref)
+        self.all.values().map(AsRef::as_ref)
     }
 
     pub fn local_node(&self) -> Option<&LocalNode> {
-        match self.0.get(&ObjectKey::LocalNode)?.as_ref() {
+        match self.all.get(&ObjectKey::LocalNode)?.as_ref() {
             Object::LocalNode(local) => Some(local),
             _ => None,
         }
@@ -36,7 +63,7 @@ impl Objects {
 
     pub fn nodes(&self) -> impl Iterator<Item = &Node> + '_ {
         let first = Bound::Included(ObjectKey::Node(String::new()));
-        let nodes = self.0.range((first, Bound::Unbounded)).map(|(_, object)| object.as_ref());
+        let nodes = self.all.range((first, Bound::Unbounded)).map(|(_, object)| object.as_ref());
         nodes.map_while(|object| match object {
             Object::Node(node) => Some(node),
             _ => None,
@@ -44,14 +71,25 @@ impl Objects {
     }
 
     pub fn pod(&self, name: &str) -> Option<&Pod> {
-        self.0.get(&ObjectKey::Pod(name.into()))?.pod()
+        self.all.get(&ObjectKey::Pod(name.into()))?.pod()
     }
 
     pub fn service(&self, name: &str) -> Option<&Service> {
-        self.0.get(&ObjectKey::Service(name.into()))?.service()
+        self.all.get(&ObjectKey::Service(name.into()))?.service()
     }
 
     pub fn policy(&self, name: &str) -> Option<&Policy> {
-        self.0.get(&ObjectKey::Policy(name.into()))?.policy()
+        self.all.get(&ObjectKey::Policy(name.into()))?.policy()
+    }
+}
+
+impl Counts {
+    fn of(&mut self, key: &ObjectKey) -> Option<&mut usize> {
+        match key {
+            ObjectKey::Pod(_) => Some(&mut self.pods),
+            ObjectKey::Service(_) => Some(&mut self.services),
+            ObjectKey::Policy(_) => Some(&mut self.policies),
+            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) => None,
+        }
     }
 }

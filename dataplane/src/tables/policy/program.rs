@@ -5,14 +5,17 @@
 //! rules allow a connection, the first in order is named: by policy name, then by position.
 
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use super::intervals::{Intervals, sweep};
 use super::{Judgement, Peer};
+use crate::prefetch;
 use crate::tables::objects::{IpBlock, Rule};
 use crate::tables::services::Id;
 use crate::wire::Addr;
@@ -21,9 +24,9 @@ use crate::wire::Addr;
 #[derive(Clone, Debug, Default)]
 pub(in crate::tables) struct Program {
     anyone: Ports,
-    identities: HashMap<u32, Ports>,
+    identities: Identities,
     blocks: Vec<Blocks>,
-    tables: Vec<Intervals<u32, Option<Allow>>>,
+    tables: Vec<PortTable>,
     /// Names of the policies.
     isolated_by: Vec<Arc<str>>,
 }
@@ -33,6 +36,97 @@ pub(in crate::tables) struct Program {
 struct Blocks {
     v4: Intervals<u32, Ports>,
     v6: Intervals<u128, Ports>,
+}
+
+/// Peers by their identity. Open addressing, half empty: mostly one cache line a look-up.
+#[derive(Clone, Debug, Default)]
+struct Identities {
+    /// As many as a power of two, or none. Identity 0 is nobody's.
+    places: Box<[(u32, Ports)]>,
+    hasher: RandomState,
+}
+
+impl Identities {
+    fn with_room(count: usize) -> Identities {
+        let places = if count == 0 { 0 } else { (2 * count).next_power_of_two() };
+        Identities { places: vec![(0, Ports::Closed); places].into(), hasher: RandomState::default() }
+    }
+
+    #[inline(always)]
+    fn home(&self, identity: u32) -> usize {
+        self.hasher.hash_one(identity) as usize & self.places.len().wrapping_sub(1)
+    }
+
+    /// Sets what is open to an identity that is not in it yet.
+    fn insert(&mut self, identity: u32, ports: Ports) {
+        let mut place = self.home(identity);
+        while self.places[place].0 != 0 {
+            place = (place + 1) & (self.places.len() - 1);
+        }
+        self.places[place] = (identity, ports);
+    }
+
+    #[inline(always)]
+    fn find(&self, identity: u32) -> Option<&Ports> {
+        let mut place = self.home(identity);
+        loop {
+            match self.places.get(place)? {
+                (0, _) => return None,
+                (other, ports) if *other == identity => return Some(ports),
+                _ => place = (place + 1) & (self.places.len() - 1),
+            }
+        }
+    }
+}
+
+/// Ports that several rules open, or one in several rows.
+#[derive(Clone, Debug)]
+struct PortTable {
+    points: Intervals<u32, Option<Allow>>,
+    /// A bit for each port that is open, for each protocol: where there are many points, it spares the search for
+    /// what is closed.
+    open: Vec<(u8, Box<[u64; 1024]>)>,
+}
+
+/// Points that are searched without ado.
+const FEW_POINTS: usize = 64;
+
+impl PortTable {
+    fn new(points: Vec<(u32, Option<Allow>)>) -> PortTable {
+        let mut open: Vec<(u8, Box<[u64; 1024]>)> = Vec::new();
+        if points.len() > FEW_POINTS {
+            for (n, (first, allow)) in points.iter().enumerate() {
+                let end = points.get(n + 1).map_or(EVERY_PORT.1 + 1, |(next, _)| *next);
+                if allow.is_none() {
+                    continue;
+                }
+                if first >> 16 != (end - 1) >> 16 {
+                    // Some rule opens every protocol: little is closed.
+                    open.clear();
+                    break;
+                }
+                let proto = (first >> 16) as u8;
+                if open.last().is_none_or(|(last, _)| *last != proto) {
+                    open.push((proto, Box::new([0; 1024])));
+                }
+                if let Some((_, bits)) = open.last_mut() {
+                    (*first..end).for_each(|port| bits[(port & 0xffff) as usize / 64] |= 1 << (port % 64));
+                }
+            }
+        }
+        PortTable { points: Intervals::new(points), open }
+    }
+
+    #[inline(always)]
+    fn find(&self, port: u32) -> Option<Allow> {
+        if !self.open.is_empty() {
+            let (_, bits) = self.open.iter().find(|(proto, _)| u32::from(*proto) == port >> 16)?;
+            if bits[(port & 0xffff) as usize / 64] >> (port % 64) & 1 == 0 {
+                return None;
+            }
+        }
+        self.points.at(port).copied().flatten()
+    }
 }
 
 /// The rule that allows something: the smallest decides.
@@ -71,10 +165,12 @@ impl Program {
         let identities_of = |n: u32| rules[n as usize].1.peer_identities.iter();
         let mut peers: Vec<(u32, u32)> =
             every.clone().flat_map(|n| identities_of(n).map(move |identity| (*identity, n))).collect();
+        // Identity 0 is outside the cluster: no set of labels.
+        peers.retain(|(identity, _)| *identity != 0);
         peers.sort_unstable();
         peers.dedup();
         let groups = peers.chunk_by(|a, b| a.0 == b.0);
-        program.identities.reserve(groups.clone().count());
+        program.identities = Identities::with_room(groups.clone().count());
         let mut orders = Vec::new();
         for group in groups {
             orders.clear();
@@ -94,7 +190,7 @@ impl Program {
         let port = number(peer.proto, peer.port);
         let mut first = self.find(&self.anyone, port);
         if peer.identity != 0
-            && let Some(ports) = self.identities.get(&peer.identity)
+            && let Some(ports) = self.identities.find(peer.identity)
         {
             first = earlier(first, self.find(ports, port));
         }
@@ -108,6 +204,12 @@ impl Program {
         first.map_or(Judgement::Denied, |allow| Judgement::Allowed(allow.rule))
     }
 
+    /// Asks for the memory that [`Program::judge`] will read of a peer with this identity.
+    #[inline]
+    pub fn prefetch(&self, identity: u32) {
+        prefetch::read(self.identities.places.as_ptr().wrapping_add(self.identities.home(identity)));
+    }
+
     /// Names of the policies that isolate.
     pub fn isolated_by(&self) -> &[Arc<str>] {
         &self.isolated_by
@@ -118,7 +220,7 @@ impl Program {
         match ports {
             Ports::Closed => None,
             Ports::Range { first, last, allow } => (*first..=*last).contains(&port).then_some(*allow),
-            Ports::Table(table) => self.tables[*table as usize].at(port).copied().flatten(),
+            Ports::Table(table) => self.tables[*table as usize].find(port),
         }
     }
 
@@ -147,7 +249,7 @@ impl Program {
         if points.is_empty() {
             return Ports::Closed;
         }
-        self.tables.push(Intervals::new(points));
+        self.tables.push(PortTable::new(points));
         Ports::Table(self.tables.len() as u32 - 1)
     }
 
@@ -261,4 +363,57 @@ fn ranges_of(block: &IpBlock) -> Vec<Range> {
     }
     add(from, last);
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tables::objects::PortRange;
+
+    /// Rules for everyone, each with one range of ports.
+    fn rules(ranges: &[(u8, u16, u16)]) -> Vec<Rule> {
+        let rule = |(&(proto, first, more), index): (&(u8, u16, u16), u32)| Rule {
+            index,
+            subjects: Vec::new(),
+            any_peer: true,
+            peer_identities: Vec::new(),
+            peer_blocks: Vec::new(),
+            ports: vec![PortRange { proto, first, last: first.saturating_add(more) }],
+        };
+        ranges.iter().zip(0..).map(rule).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn many_ports_are_found_as_a_search_finds_them(
+            ranges in prop::collection::vec((6u8..8, any::<u16>(), 0u16..300), 50..200),
+            every_port in prop::option::of(0usize..50),
+            asked in prop::collection::vec((5u8..9, any::<u16>()), 500),
+        ) {
+            let mut rules = rules(&ranges);
+            if let Some(n) = every_port {
+                rules[n].ports.clear();
+            }
+            let numbered: Vec<(Id, &Rule)> = (1..).zip(&rules).collect();
+            let program = Program::new(Vec::new(), &numbered);
+            // The ends of ranges, too, where mistakes are made.
+            let ends = ranges.iter().flat_map(|&(proto, first, more)| {
+                let last = first.saturating_add(more);
+                [first.saturating_sub(1), first, last, last.saturating_add(1)].map(|port| (proto, port))
+            });
+            for (proto, port) in asked.into_iter().chain(ends) {
+                let peer = Peer { identity: 3, address: Addr::v4([10, 0, 0, 1]), proto, port };
+                let first = numbered.iter().find(|(_, rule)| {
+                    let opens = |range: &PortRange| range.proto == proto && (range.first..=range.last).contains(&port);
+                    rule.ports.is_empty() || rule.ports.iter().any(opens)
+                });
+                let expected = first.map_or(Judgement::Denied, |(rule, _)| Judgement::Allowed(*rule));
+                prop_assert_eq!(program.judge(&peer), expected);
+            }
+        }
+    }
 }
