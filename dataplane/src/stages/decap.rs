@@ -27,7 +27,7 @@ fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<()
     if meta.flags & (flags::FROM_POD | flags::FROM_HOST) != 0 {
         return Err(DropReason::VxlanFromPod);
     }
-    let number = *tables.node_by_address.get(&meta.key.src).ok_or(DropReason::UnknownVtep)?;
+    let number = tables.node_by_address.find(&meta.key.src).ok_or(DropReason::UnknownVtep)?;
     let node = tables.nodes.get(usize::from(number)).ok_or(DropReason::UnknownVtep)?;
     let at = usize::from(meta.l4) + udp::HEADER_LEN;
     let header: &Vxlan = view(frame.bytes(), at).ok_or(DropReason::MalformedVxlan)?;
@@ -69,7 +69,7 @@ fn any_inner(
     let src = &meta.key.src;
     if meta.has(flags::ICMP_ERROR)
         || node.pods.iter().any(|pods| pods.contains(src))
-        || tables.node_by_address.get(src) == Some(&number)
+        || tables.node_by_address.find(src) == Some(number)
     {
         Ok(())
     } else {

@@ -226,7 +226,7 @@ fn is_tunnel_port(meta: &Meta, tables: &Tables) -> bool {
 }
 
 fn is_some_node(addr: &Addr, tables: &Tables) -> bool {
-    tables.is_node_address(addr) || tables.node_by_address.contains_key(addr)
+    tables.is_node_address(addr) || tables.node_by_address.find(addr).is_some()
 }
 
 /// The packet that decap has laid bare: its Ethernet header is the frame's first byte again. Whether `node`, who

@@ -16,6 +16,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use super::neighbours::Neighbours;
+use super::node_index::NodeIndex;
 use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
 use super::route::{Prefix, Route, Routes, host_prefix};
 use super::{MAX_PORTS, Node, NodeAddresses, PortKind, Steering, Tables, UPLINK_PORT};
@@ -230,7 +231,7 @@ impl Builder {
     fn build_nodes(&mut self, next: &mut Tables, neighbours: &Neighbours) {
         let mut nodes: Vec<Node> = next.nodes.iter().cloned().collect();
         nodes.iter_mut().for_each(|node| node.exists = false);
-        let mut by_address = HashMap::new();
+        let mut by_address = Vec::new();
         let uplink_routes = uplink_routes(&self.uplink);
         for node in self.objects.nodes() {
             let Some(compiled) = compile_node(node, next, &uplink_routes, neighbours) else { continue };
@@ -246,11 +247,11 @@ impl Builder {
             };
             nodes[usize::from(number)] = compiled;
             for address in &node.addresses {
-                by_address.insert(*address, number);
+                by_address.push((*address, number));
             }
         }
         next.nodes = Arc::new(nodes);
-        next.node_by_address = Arc::new(by_address);
+        next.node_by_address = Arc::new(NodeIndex::new(&by_address));
     }
 
     fn routes(&self, next: &Tables) -> Routes {

@@ -6,6 +6,7 @@ pub mod flows;
 pub mod maglev;
 pub mod map;
 pub mod neighbours;
+pub mod node_index;
 pub mod objects;
 pub mod policy;
 pub mod route;
@@ -13,13 +14,12 @@ pub mod services;
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-
 use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
 use map::Map;
+use node_index::NodeIndex;
 use objects::LocalNode;
 use policy::{Direction, Policies};
 use route::{Prefix, Route, Routes};
@@ -54,7 +54,7 @@ pub struct Tables {
     /// The other nodes. A node keeps its number.
     pub nodes: Arc<Vec<Node>>,
     /// Number of the node that has this address.
-    pub node_by_address: Arc<HashMap<Addr, u16>>,
+    pub node_by_address: Arc<NodeIndex>,
     /// By number: uplink, host, pods.
     pub ports: Arc<Vec<Option<Port>>>,
     /// Every pod of the cluster, by address.
