@@ -3,6 +3,7 @@
 # Does nothing, quickly and silently, when all is there. Every other script in this folder calls it first.
 #
 #   tools/setup.sh          install what is missing
+#   tools/setup.sh --bench  and what Wirelane is measured beside
 #   tools/setup.sh --list   print the packages and what each is for
 #
 # On another system: install what --list names, then set WIRELANE_SKIP_SETUP=1.
@@ -30,6 +31,16 @@ procps           ps, pgrep and sysctl
 LIST
 }
 
+# Only the report needs these; where one is missing, it says so and goes on.
+bench_packages() {
+    cat <<'LIST'
+libdpdk-dev      rte_hash, beside which flow lookups are measured
+dpdk-dev         testpmd, beside which forwarding over veth is measured
+nftables         nft: the kernel's own translation, likewise
+valgrind         callgrind counts the path's instructions
+LIST
+}
+
 say() { printf 'setup: %s\n' "$*"; }
 die() {
     printf 'setup: %s\n' "$*" >&2
@@ -37,17 +48,26 @@ die() {
 }
 
 main() {
+    local bench=''
     case "${1:-}" in
-        --list) packages && return ;;
+        --list)
+            packages
+            printf '\n# for tools/bench.sh only\n'
+            bench_packages
+            return
+            ;;
+        --bench) bench=yes ;;
         '') ;;
-        *) die "unknown argument '$1' (there is only --list)" ;;
+        *) die "unknown argument '$1' (there are --bench and --list)" ;;
     esac
     [ -z "${WIRELANE_SKIP_SETUP:-}" ] || return 0
 
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
     PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
     check_system
-    install_packages
+    install_packages < <(packages)
+    # Figures without peers are better than none.
+    [ -z "$bench" ] || (install_packages < <(bench_packages)) || say 'going on without: what needs it will be skipped'
     install_rust
     check_rust
 }
@@ -63,6 +83,7 @@ check_system() {
     fi
 }
 
+# Installs those of a list that are missing.
 install_packages() {
     local package why installed reasons='' missing=()
     installed=$(dpkg-query --show --showformat '${db:Status-Status} ${Package}\n')
@@ -70,7 +91,7 @@ install_packages() {
         grep -qx "installed $package" <<<"$installed" && continue
         missing+=("$package")
         reasons+=$(printf '\n  %-16s %s' "$package" "$why")
-    done < <(packages)
+    done
     [ ${#missing[@]} -gt 0 ] || return 0
     say "installing from Debian:$reasons"
     apt_install "${missing[@]}"

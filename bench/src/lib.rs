@@ -5,13 +5,17 @@
 //! [`world`] is the cluster that packets travel through, [`lane`] one worker's way through it over memory.
 
 pub mod allocations;
+pub mod document;
 pub mod groups;
 pub mod lane;
 pub mod lines;
 pub mod live;
+pub mod load;
 pub mod machine;
 pub mod measure;
 pub mod packets;
+pub mod peers;
+pub mod plots;
 pub mod registry;
 pub mod report;
 pub mod stages;

@@ -61,6 +61,16 @@ impl Machine {
         machine
     }
 
+    /// What it is, in a line.
+    pub fn describe(&self) -> String {
+        let Machine { processor, cores, l2, l3, memory_mib, kernel, tsc_mhz, huge_pages, .. } = self;
+        let kind = if self.virtual_machine { "virtual machine" } else { "bare metal" };
+        format!(
+            "{processor} with {cores} cores ({kind}; TSC {tsc_mhz:.2} MHz, L2 {l2}, L3 {l3}), {memory_mib} MiB, \
+             Linux {kernel}, huge pages: {huge_pages}"
+        )
+    }
+
     fn warn(&mut self) {
         if !["always", "madvise"].contains(&self.huge_pages.as_str()) {
             self.warnings.push(format!(
@@ -85,14 +95,19 @@ pub fn cores() -> usize {
 /// Ties the calling thread to the `n`th core, counted from the last: the first cores serve interrupts too.
 /// Returns whether it could.
 pub fn pin(n: usize) -> bool {
-    let cores = core_ids();
-    !cores.is_empty() && core_affinity::set_for_current(cores[cores.len() - 1 - n % cores.len()])
+    core_from_back(n).is_some_and(|id| core_affinity::set_for_current(CoreId { id }))
 }
 
 /// Number of the `n`th core, counted from the first.
 pub fn core_from_front(n: usize) -> Option<usize> {
     let cores = core_ids();
     (!cores.is_empty()).then(|| cores[n % cores.len()].id)
+}
+
+/// Number of the `n`th core, counted from the last: the one that [`pin`] ties to.
+pub fn core_from_back(n: usize) -> Option<usize> {
+    let cores = core_ids();
+    (!cores.is_empty()).then(|| cores[cores.len() - 1 - n % cores.len()].id)
 }
 
 /// The cores that the first caller was not tied away from: a thread inherits what its parent is tied to.

@@ -22,6 +22,12 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// Each of them less `other`.
+    #[must_use]
+    pub fn minus(&self, other: f64) -> Samples {
+        Samples(self.0.iter().map(|value| value - other).collect())
+    }
+
     /// Number of runs.
     pub fn runs(&self) -> usize {
         self.0.len()
@@ -109,6 +115,55 @@ impl Random {
     }
 }
 
+/// How packets fall on flows.
+#[derive(Clone, Debug)]
+pub enum Popularity {
+    /// On each of so many with the same chance.
+    Uniform(u32),
+    /// On some far more often than on others.
+    Ranked {
+        /// By rank, the most popular first: its chance and those of all before it.
+        cumulative: Box<[f64]>,
+        /// By rank: the flow.
+        flows: Box<[u32]>,
+    },
+}
+
+impl Popularity {
+    /// Each of `flows` with the same chance.
+    pub fn uniform(flows: u32) -> Popularity {
+        Popularity::Uniform(flows)
+    }
+
+    /// Zipf's law: the chance of the `n`th of `flows`, in a random order, is in proportion to `n` to the power of
+    /// `-exponent`.
+    pub fn zipf(flows: u32, exponent: f64) -> Popularity {
+        let mut sum = 0.0;
+        let mut cumulative: Box<[f64]> = (1..=flows)
+            .map(|rank| {
+                sum += f64::from(rank).powf(-exponent);
+                sum
+            })
+            .collect();
+        cumulative.iter_mut().for_each(|chance| *chance /= sum);
+        let mut flows: Box<[u32]> = (0..flows).collect();
+        Random::new(8).shuffle(&mut flows);
+        Popularity::Ranked { cumulative, flows }
+    }
+
+    /// A flow.
+    pub fn pick(&self, random: &mut Random) -> u32 {
+        match self {
+            Popularity::Uniform(flows) => random.below(u64::from(*flows)) as u32,
+            Popularity::Ranked { cumulative, flows } => {
+                let at = (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
+                let rank = cumulative.partition_point(|chance| *chance <= at);
+                flows[rank.min(flows.len() - 1)]
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,6 +174,22 @@ mod tests {
         assert_eq!((samples.min(), samples.median(), samples.max()), (1.0, 3.0, 5.0));
         assert_eq!(Samples(vec![4.0, 1.0, 2.0, 3.0]).median(), 2.5);
         assert!(Samples::default().median().is_nan());
+    }
+
+    #[test]
+    fn popular_flows_are_picked_as_often_as_zipf_says() {
+        let (popularity, mut random) = (Popularity::zipf(4, 1.0), Random::new(1));
+        let Popularity::Ranked { flows, .. } = &popularity else { panic!("Zipf ranks") };
+        let mut picked = [0.0; 4];
+        for _ in 0..25_000 {
+            picked[popularity.pick(&mut random) as usize] += 1.0;
+        }
+        // 1 + 1/2 + 1/3 + 1/4 = 25/12.
+        for (rank, flow) in flows.iter().enumerate() {
+            let expected = 12_000.0 / (rank + 1) as f64;
+            let share = picked[*flow as usize] / expected;
+            assert!((0.95..1.05).contains(&share), "rank {rank}: {share} of {expected}");
+        }
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! Frames of the benchmarks, written and read back with etherparse, so that what the path makes of them is
 //! judged by somebody else's code.
 
+use std::net::IpAddr;
+
 use etherparse::{LinkSlice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use wirelane_dataplane::wire::ethernet::Mac;
 use wirelane_dataplane::wire::{tcp, vxlan};
 
-/// Bytes of every frame, without what a tunnel adds.
+/// Bytes of every frame of IPv4, without what a tunnel adds. IPv6 has 20 more, those of its header.
 pub const FRAME: usize = 64;
 /// Bytes of TCP data in it.
 const PAYLOAD: usize = FRAME - 14 - 20 - 20;
 
-/// A TCP segment over IPv4 in an Ethernet frame, perhaps in a tunnel.
+/// A TCP segment in an Ethernet frame, perhaps in a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// The tunnel that it travels in.
@@ -20,10 +22,10 @@ pub struct Packet {
     /// Its destination.
     pub dst_mac: Mac,
     /// Source address and port.
-    pub src: ([u8; 4], u16),
+    pub src: (IpAddr, u16),
     /// Destination address and port.
-    pub dst: ([u8; 4], u16),
-    /// Time to live.
+    pub dst: (IpAddr, u16),
+    /// Time to live, or hop limit.
     pub ttl: u8,
     /// TCP flags.
     pub flags: u8,
@@ -53,6 +55,9 @@ const FIRST_DYNAMIC_PORT: u16 = 0xc000;
 
 impl Packet {
     /// Writes the frame into `bytes`, all checksums right.
+    ///
+    /// # Panics
+    /// When one address is of IPv4 and the other is not.
     pub fn write(&self, bytes: &mut Vec<u8>) {
         bytes.clear();
         let Some(outer) = &self.outer else { return self.write_inner(bytes) };
@@ -67,9 +72,13 @@ impl Packet {
     }
 
     fn write_inner(&self, bytes: &mut Vec<u8>) {
-        let mut builder = PacketBuilder::ethernet2(self.src_mac, self.dst_mac)
-            .ipv4(self.src.0, self.dst.0, self.ttl)
-            .tcp(self.src.1, self.dst.1, self.number, 1024);
+        let ethernet = PacketBuilder::ethernet2(self.src_mac, self.dst_mac);
+        let ip = match (self.src.0, self.dst.0) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), self.ttl),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), self.ttl),
+            mixed => panic!("no packet has {mixed:?}"),
+        };
+        let mut builder = ip.tcp(self.src.1, self.dst.1, self.number, 1024);
         if self.flags & tcp::SYN != 0 {
             builder = builder.syn();
         }
@@ -94,7 +103,10 @@ impl Packet {
         match &sliced.transport {
             Some(TransportSlice::Udp(udp)) => {
                 let (src_mac, dst_mac) = macs(&sliced)?;
-                let (src, dst, _) = ipv4(&sliced)?;
+                let (IpAddr::V4(src), IpAddr::V4(dst), _) = addresses(&sliced)? else {
+                    return Err("a tunnel over IPv6".into());
+                };
+                let (src, dst) = (src.octets(), dst.octets());
                 if udp.source_port() < FIRST_DYNAMIC_PORT {
                     return Err(format!("a tunnel from port {}", udp.source_port()));
                 }
@@ -114,9 +126,14 @@ impl Packet {
 
     fn sliced(sliced: &SlicedPacket<'_>) -> Result<Packet, String> {
         let (src_mac, dst_mac) = macs(sliced)?;
-        let (src, dst, ttl) = ipv4(sliced)?;
+        let (src, dst, ttl) = addresses(sliced)?;
         let Some(TransportSlice::Tcp(segment)) = &sliced.transport else { return Err("no TCP".into()) };
-        let expected = segment.calc_checksum_ipv4(src, dst).map_err(|error| error.to_string())?;
+        let expected = match (src, dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => segment.calc_checksum_ipv4(src.octets(), dst.octets()),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => segment.calc_checksum_ipv6(src.octets(), dst.octets()),
+            _ => unreachable!("both are of one header"),
+        };
+        let expected = expected.map_err(|error| error.to_string())?;
         if segment.checksum() != expected {
             return Err(format!("TCP checksum {:#06x}, not {expected:#06x}", segment.checksum()));
         }
@@ -141,6 +158,11 @@ impl Packet {
     }
 }
 
+/// A MAC address as people write it.
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 fn macs(sliced: &SlicedPacket<'_>) -> Result<(Mac, Mac), String> {
     match &sliced.link {
         Some(LinkSlice::Ethernet2(ethernet)) => Ok((ethernet.source(), ethernet.destination())),
@@ -148,14 +170,23 @@ fn macs(sliced: &SlicedPacket<'_>) -> Result<(Mac, Mac), String> {
     }
 }
 
-fn ipv4(sliced: &SlicedPacket<'_>) -> Result<([u8; 4], [u8; 4], u8), String> {
-    let Some(NetSlice::Ipv4(ipv4)) = &sliced.net else { return Err("no IPv4 header".into()) };
-    let header = ipv4.header();
-    let expected = header.to_header().calc_header_checksum();
-    if header.header_checksum() != expected {
-        return Err(format!("IPv4 checksum {:#06x}, not {expected:#06x}", header.header_checksum()));
+/// Source, destination, and time to live or hop limit.
+fn addresses(sliced: &SlicedPacket<'_>) -> Result<(IpAddr, IpAddr, u8), String> {
+    match &sliced.net {
+        Some(NetSlice::Ipv4(ipv4)) => {
+            let header = ipv4.header();
+            let expected = header.to_header().calc_header_checksum();
+            if header.header_checksum() != expected {
+                return Err(format!("IPv4 checksum {:#06x}, not {expected:#06x}", header.header_checksum()));
+            }
+            Ok((header.source_addr().into(), header.destination_addr().into(), header.ttl()))
+        }
+        Some(NetSlice::Ipv6(ipv6)) => {
+            let header = ipv6.header();
+            Ok((header.source_addr().into(), header.destination_addr().into(), header.hop_limit()))
+        }
+        other => Err(format!("no IP header: {other:?}")),
     }
-    Ok((header.source(), header.destination(), header.ttl()))
 }
 
 /// Data that tells whose it is.
@@ -178,8 +209,8 @@ mod tests {
             outer,
             src_mac: [2, 0, 0, 0, 0, 1],
             dst_mac: [2, 0, 0, 0, 0, 2],
-            src: ([10, 0, 0, 1], 1024),
-            dst: ([10, 0, 0, 2], 80),
+            src: ([10, 0, 0, 1].into(), 1024),
+            dst: ([10, 0, 0, 2].into(), 80),
             ttl: 64,
             flags: tcp::ACK,
             number: 77,
@@ -198,6 +229,15 @@ mod tests {
             packet(outer).write(&mut bytes);
             assert_eq!((bytes.len(), Packet::read(&bytes)), (len, Ok(packet(outer))));
         }
+    }
+
+    #[test]
+    fn ipv6_is_written_and_read_too() {
+        let address = |n: u16| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n]);
+        let packet = Packet { src: (address(1), 1024), dst: (address(2), 80), ..packet(Some(outer())) };
+        let mut bytes = Vec::new();
+        packet.write(&mut bytes);
+        assert_eq!((bytes.len(), Packet::read(&bytes)), (FRAME + 20 + vxlan::OVERHEAD_V4, Ok(packet)));
     }
 
     #[test]

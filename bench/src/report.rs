@@ -44,12 +44,22 @@ pub struct Report {
     machine: Machine,
     wanted: HashSet<&'static str>,
     figures: Vec<Figure>,
+    skipped: Vec<Skipped>,
+}
+
+/// A figure that is asked for and could not be measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its name.
+    pub name: &'static str,
+    /// Why not.
+    pub reason: String,
 }
 
 #[derive(Serialize)]
 struct Json<'a> {
-    machine: &'a Machine,
-    results: &'a [Figure],
+    machine: Machine,
+    results: Vec<&'a Figure>,
 }
 
 impl Report {
@@ -65,6 +75,7 @@ impl Report {
             tsc,
             wanted,
             figures: Vec::new(),
+            skipped: Vec::new(),
         }
     }
 
@@ -115,33 +126,51 @@ impl Report {
     pub fn skip(&mut self, name: &str, reason: impl Into<String>) {
         let entry = registry::find(name).unwrap_or_else(|| panic!("{name} is not in the registry"));
         if self.wants(name) {
-            let skipped = format!("skipped: {}", reason.into());
-            println!("{name:<28} {skipped}");
-            self.machine.warnings.push(format!("{} {skipped}", entry.name));
+            let reason = reason.into();
+            println!("{name:<30} skipped: {reason}");
+            self.skipped.push(Skipped { name: entry.name, reason });
         }
+    }
+
+    /// The machine, and what makes its figures worse than they could be.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// What has been measured, in the order of the registry.
+    pub fn figures(&self) -> Vec<&Figure> {
+        let place = |figure: &&Figure| ENTRIES.iter().position(|entry| entry.name == figure.name);
+        let mut figures: Vec<_> = self.figures.iter().collect();
+        figures.sort_by_key(place);
+        figures
+    }
+
+    /// What has not.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 
     /// Says on which machine, and heads the table.
     pub fn print_head(&self) {
-        let Machine { processor, cores, l2, l3, memory_mib, kernel, tsc_mhz, .. } = &self.machine;
-        let kind = if self.machine.virtual_machine { "virtual machine" } else { "bare metal" };
-        println!("{processor}, {cores} cores ({kind}), L2 {l2}, L3 {l3}, {memory_mib} MiB, Linux {kernel}");
-        println!("TSC {tsc_mhz:.2} MHz, huge pages: {}\n", self.machine.huge_pages);
+        println!("{}\n", self.machine.describe());
         for warning in &self.machine.warnings {
             println!("warning: {warning}");
         }
         println!(
-            "{:<28} {:>12} {:<18} {:>27} {:>5} {:>7}  against",
+            "{:<30} {:>12} {:<18} {:>27} {:>5} {:>7}  against",
             "name", "median", "unit", "range", "runs", "ratio"
         );
     }
 
-    /// One object with the machine and all figures.
+    /// One object with the machine and all figures. What was skipped is among the machine's warnings.
     ///
     /// # Errors
     /// When it cannot be written as JSON, which no figure causes.
     pub fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string_pretty(&Json { machine: &self.machine, results: &self.figures })
+        let mut machine = self.machine.clone();
+        let skipped = self.skipped.iter().map(|Skipped { name, reason }| format!("{name} skipped: {reason}"));
+        machine.warnings.extend(skipped);
+        serde_json::to_string_pretty(&Json { machine, results: self.figures() })
     }
 
     /// Adds to what makes figures worse than they could be.
@@ -155,7 +184,7 @@ fn row(figure: &Figure) -> String {
     let range = format!("{} .. {}", short(figure.min), short(figure.max));
     let ratio = figure.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
     format!(
-        "{:<28} {:>12} {:<18} {range:>27} {:>5} {ratio:>7}  {}",
+        "{:<30} {:>12} {:<18} {range:>27} {:>5} {ratio:>7}  {}",
         figure.name,
         short(figure.value),
         figure.unit,
@@ -165,7 +194,7 @@ fn row(figure: &Figure) -> String {
 }
 
 /// Four digits that count, and no decimals where there are as many before the point.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => format!("{value:.0}"),
         v if v >= 100.0 => format!("{value:.1}"),

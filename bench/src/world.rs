@@ -6,9 +6,11 @@
 //! out, and what comes back is decapsulated on its way in. So every flow is judged by policy, translated to
 //! its backend, and translated back.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::tables::build::{Builder, PortConfig, UplinkRoutes};
@@ -31,13 +33,43 @@ pub struct Shape {
     pub services: u32,
     /// Backends of each; 512 altogether at most.
     pub backends: u32,
+    /// What pods and Services have addresses of.
+    pub family: Family,
 }
 
 impl Shape {
     /// A busy node.
-    pub const USUAL: Shape = Shape { clients: 64, services: 64, backends: 4 };
+    pub const USUAL: Shape = Shape { clients: 64, services: 64, backends: 4, family: Family::V4 };
+    /// The same with IPv6.
+    pub const USUAL_V6: Shape = Shape { family: Family::V6, ..Shape::USUAL };
     /// Two ports only, so that both can be real.
-    pub const PAIR: Shape = Shape { clients: 1, services: 1, backends: 1 };
+    pub const PAIR: Shape = Shape { clients: 1, services: 1, backends: 1, ..Shape::USUAL };
+}
+
+/// A family of addresses. Nodes have IPv4 addresses always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// An address of this family that is as good as this one.
+    fn address(self, [a, b, c, d]: [u8; 4]) -> IpAddr {
+        match self {
+            Family::V4 => [a, b, c, d].into(),
+            Family::V6 => Ipv6Addr::from([0xfd, 0, 0, a, 0, 0, 0, b, 0, 0, 0, 0, 0, 0, c, d]).into(),
+        }
+    }
+
+    /// A prefix of this family that holds all addresses that begin with these bytes.
+    fn prefix(self, bytes: [u8; 2]) -> IpNet {
+        let [a, b] = bytes;
+        let len = if self == Family::V4 { 16 } else { 64 };
+        IpNet::new(self.address([a, b, 0, 0]), len).expect("no longer than an address")
+    }
 }
 
 /// The flow table's size where nothing else is said: the dataplane's default.
@@ -120,8 +152,12 @@ impl World {
         workers: usize,
     ) -> anyhow::Result<World> {
         assert!(flows / (shape.clients * shape.services) <= MAX_CLIENT_PORTS);
-        // IPv6 flows take no part.
-        let sizes = Sizes { workers, flows_v4: capacity, flows_v6: 64, seed: 0x5eed };
+        // Flows of the other family take no part.
+        let (flows_v4, flows_v6) = match shape.family {
+            Family::V4 => (capacity, 64),
+            Family::V6 => (64, capacity),
+        };
+        let sizes = Sizes { workers, flows_v4, flows_v6, seed: 0x5eed };
         let shared = Shared::new(&sizes).context("no memory for the flow table")?;
         let mut builder = Builder::starting_at(0);
         shared.neighbours.learn(Addr::v4(OTHER_NODE), OTHER_NODE_MAC);
@@ -147,13 +183,22 @@ impl World {
         self.backends.len() as u32
     }
 
+    /// How many flows live.
+    pub fn live(&self) -> u64 {
+        match self.shape.family {
+            Family::V4 => self.shared.flows_v4.len(),
+            Family::V6 => self.shared.flows_v6.len(),
+        }
+    }
+
     /// The packet as it comes in, and by which port.
     pub fn incoming(&self, step: Step) -> (Packet, PortId) {
         let (client, service, port) = self.flow(step.flow);
-        let (src, dst) = ((client_address(client), port), (service_address(service), FRONTEND_PORT));
+        let ip = |address| self.shape.family.address(address);
+        let (src, dst) = ((ip(client_address(client)), port), (ip(service_address(service)), FRONTEND_PORT));
         let packet = Packet {
             outer: None,
-            src_mac: mac_of(src.0),
+            src_mac: mac_of(client_address(client)),
             dst_mac: GATEWAY_MAC,
             src,
             dst,
@@ -166,7 +211,7 @@ impl World {
         }
         let backend = service * self.shape.backends + u32::from(self.backends[step.flow as usize]);
         let address = backend_address(self.topology, backend);
-        let packet = Packet { src: (address, BACKEND_PORT), dst: src, ..packet };
+        let packet = Packet { src: (ip(address), BACKEND_PORT), dst: src, ..packet };
         match self.topology {
             Topology::Plain => (
                 Packet { src_mac: mac_of(address), ..packet },
@@ -194,7 +239,8 @@ impl World {
     /// The packet as it has to go out, and by which port.
     pub fn outgoing(&self, step: Step) -> (Packet, PortId) {
         let (client, service, port) = self.flow(step.flow);
-        let end = (client_address(client), port);
+        let ip = |address| self.shape.family.address(address);
+        let end = (ip(client_address(client)), port);
         let backend = service * self.shape.backends + u32::from(self.backends[step.flow as usize]);
         let address = backend_address(self.topology, backend);
         let packet = Packet {
@@ -202,14 +248,14 @@ impl World {
             src_mac: GATEWAY_MAC,
             dst_mac: mac_of(address),
             src: end,
-            dst: (address, BACKEND_PORT),
+            dst: (ip(address), BACKEND_PORT),
             ttl: TTL - 1,
             flags: step.flags,
             number: step.flow,
         };
         if step.reply {
-            let (src, dst) = ((service_address(service), FRONTEND_PORT), end);
-            let packet = Packet { src, dst, dst_mac: mac_of(end.0), ..packet };
+            let (src, dst) = ((ip(service_address(service)), FRONTEND_PORT), end);
+            let packet = Packet { src, dst, dst_mac: mac_of(client_address(client)), ..packet };
             return (packet, FIRST_POD_PORT + client as PortId);
         }
         match self.topology {
@@ -238,8 +284,8 @@ impl World {
     pub fn learn(&mut self, step: Step, seen: &Packet) {
         let backends = self.shape.backends;
         let first = self.flow(step.flow).1 * backends;
-        if let Some(choice) = (0..backends).find(|n| backend_address(self.topology, first + n) == seen.dst.0)
-        {
+        let address = |n| self.shape.family.address(backend_address(self.topology, first + n));
+        if let Some(choice) = (0..backends).find(|n| address(*n) == seen.dst.0) {
             self.backends[step.flow as usize] = choice as u8;
         }
     }
@@ -288,7 +334,7 @@ fn ports(shape: Shape, topology: Topology) -> Vec<(PortId, PortConfig)> {
         let id = FIRST_POD_PORT + (ports.len() - 2) as PortId;
         let config = PortConfig {
             peer_mac: mac_of(address),
-            addresses: vec![Addr::v4(address)],
+            addresses: vec![shape.family.address(address).into()],
             ..port(PortKind::Pod, &name, GATEWAY_MAC, POD_MTU)
         };
         ports.push((id, config));
@@ -312,14 +358,13 @@ fn backend_name(backend: u32) -> String {
 }
 
 fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
-    let cidr = |text: &str| text.parse().expect("a prefix");
     let backend_node = if topology == Topology::Plain { "this" } else { "other" };
     let mut objects = vec![
         Object::LocalNode(LocalNode {
             name: "this".into(),
             addresses: vec![Addr::v4(NODE)],
-            pod_cidrs: vec![cidr("10.1.0.0/16")],
-            service_cidrs: vec![cidr("10.96.0.0/16")],
+            pod_cidrs: vec![shape.family.prefix([10, 1])],
+            service_cidrs: vec![shape.family.prefix([10, 96])],
             vxlan_port: VXLAN_PORT,
             vni: VNI,
             pod_mtu: POD_MTU,
@@ -327,14 +372,15 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
         Object::Node(Node {
             name: "other".into(),
             addresses: vec![Addr::v4(OTHER_NODE)],
-            pod_cidrs: vec![cidr("10.2.0.0/16")],
+            pod_cidrs: vec![shape.family.prefix([10, 2])],
             vtep_mac: vtep_mac_of(Addr::v4(OTHER_NODE)),
         }),
         policy("bench/clients", CLIENT, false, SERVER),
         policy("bench/backends", SERVER, true, CLIENT),
     ];
     let pod = |name, address, node: &str, identity| {
-        Object::Pod(Pod { name, addresses: vec![Addr::v4(address)], node: node.into(), identity })
+        let addresses = vec![shape.family.address(address).into()];
+        Object::Pod(Pod { name, addresses, node: node.into(), identity })
     };
     objects.extend((0..shape.clients).map(|n| pod(client_name(n), client_address(n), "this", CLIENT)));
     objects.extend(
@@ -368,7 +414,7 @@ fn policy(name: &str, subject: u32, ingress: bool, peer: u32) -> Object {
 
 fn service(shape: Shape, topology: Topology, service: u32, node: &str) -> Object {
     let backends = (0..shape.backends).map(|n| service * shape.backends + n).map(|n| Backend {
-        address: Addr::v4(backend_address(topology, n)),
+        address: shape.family.address(backend_address(topology, n)).into(),
         port: BACKEND_PORT,
         pod: backend_name(n),
         node: node.into(),
@@ -381,7 +427,7 @@ fn service(shape: Shape, topology: Topology, service: u32, node: &str) -> Object
             proto: proto::TCP,
             frontends: vec![Frontend {
                 kind: FrontendKind::ClusterIp,
-                address: Some(Addr::v4(service_address(service))),
+                address: Some(shape.family.address(service_address(service)).into()),
                 port: FRONTEND_PORT,
             }],
             backends: backends.collect(),

@@ -18,6 +18,7 @@
 use crate::batch::{BATCH, Batch, Indices, flags};
 use crate::clock::{self, Now};
 use crate::rcu::Epochs;
+use crate::stages::policy::Admitted;
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, decap, forward, parse, policy, reply, service};
 use crate::stats::{DropRecord, WorkerStats};
@@ -108,6 +109,8 @@ pub struct Waiting {
     pub chosen: Indices,
     /// What service chose, by the packet's index.
     pub choices: [Choice; BATCH],
+    /// What policy has allowed, or why not, by the packet's index.
+    pub admitted: [Result<Admitted, DropReason>; BATCH],
     /// For forward: packets whose flow is known.
     pub known: Indices,
     /// For reply: packets to be turned into answers.
@@ -122,6 +125,7 @@ impl Default for Waiting {
             new: Indices::default(),
             chosen: Indices::default(),
             choices: [Choice::default(); BATCH],
+            admitted: [Err(DropReason::NotConfigured); BATCH],
             known: Indices::default(),
             answers: Indices::default(),
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Parser;
 use wirelane_bench::allocations::Counting;
+use wirelane_bench::document;
 use wirelane_bench::groups::GROUPS;
 use wirelane_bench::machine;
 use wirelane_bench::report::Report;
@@ -24,6 +25,9 @@ struct Arguments {
     /// Writes all figures into a file as well.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes the table and the plots into bench/.
+    #[arg(long, conflicts_with = "only")]
+    write: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -40,6 +44,10 @@ fn main() -> anyhow::Result<()> {
     if let Some(path) = arguments.json {
         std::fs::write(&path, report.to_json()? + "\n")
             .with_context(|| format!("write {}", path.display()))?;
+    }
+    if arguments.write {
+        let given: Vec<String> = std::env::args().skip(1).collect();
+        document::write(&report, &format!("tools/bench.sh {}", given.join(" ")))?;
     }
     Ok(())
 }

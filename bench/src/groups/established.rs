@@ -4,76 +4,121 @@ use std::collections::BTreeMap;
 
 use wirelane_dataplane::wire::tcp::ACK;
 
-use crate::groups::Group;
+use crate::groups::{Group, LATE};
 use crate::lane::{FRAMES, Lane, Timed, establish};
 use crate::machine;
-use crate::measure::{Random, Samples};
+use crate::measure::{Popularity, Random, Samples};
 use crate::report::Report;
 use crate::stages::StageCounts;
-use crate::world::{Step, TABLE, Topology, World};
+use crate::world::{Shape, Step, Topology, World};
 
-pub(super) const GROUP: Group = Group {
+/// What the aims are of.
+pub(super) const VXLAN: Group = Group {
     prefixes: &[
-        "path/established/",
+        "path/established/vxlan/",
         "path/stages/parse",
         "path/stages/decap",
         "path/stages/conntrack",
         "path/stages/forward",
     ],
-    run,
+    run: |report| run(report, Topology::Vxlan),
 };
 
-/// Flows, the size of their table, and the name of both.
-const SIZES: [(u32, u32, &str); 3] =
-    [(65_536, TABLE, "64k"), (1_000_000, TABLE, "1m"), (16_000_000, 1 << 24, "16m")];
+/// The same without the tunnel.
+pub(super) const PLAIN: Group =
+    Group { prefixes: &["path/established/plain/"], run: |report| run(report, Topology::Plain) };
+
+/// Flows that live while packets are carried.
+#[derive(Debug)]
+struct Case {
+    name: &'static str,
+    shape: Shape,
+    topology: Topology,
+    flows: u32,
+    /// The smallest table that is used: the dataplane's default.
+    capacity: u32,
+    /// The figure of the same flows when some are far more popular than others.
+    zipf: Option<&'static str>,
+    /// Whether it is the one whose stages are shown: each of them has packets to see.
+    shows_stages: bool,
+}
+
+const fn case(name: &'static str, topology: Topology, flows: u32, capacity: u32) -> Case {
+    Case { name, shape: Shape::USUAL, topology, flows, capacity, zipf: None, shows_stages: false }
+}
+
+const K64: u32 = 1 << 16;
+/// A million, as the names have it: 1,048,576.
+pub const M1: u32 = 1 << 20;
+const M16: u32 = 1 << 24;
+
+const CASES: [Case; 7] = [
+    case("path/established/plain/64k", Topology::Plain, K64, M1),
+    case("path/established/plain/1m", Topology::Plain, M1, M1),
+    case("path/established/plain/16m", Topology::Plain, M16, M16),
+    Case { shape: Shape::USUAL_V6, ..case("path/established/plain/1m/v6", Topology::Plain, M1, M1) },
+    case("path/established/vxlan/64k", Topology::Vxlan, K64, M1),
+    Case {
+        zipf: Some("path/established/vxlan/1m/zipf"),
+        shows_stages: true,
+        ..case("path/established/vxlan/1m", Topology::Vxlan, M1, M1)
+    },
+    case("path/established/vxlan/16m", Topology::Vxlan, M16, M16),
+];
 /// MiB that 16 million flows and their frames take.
 const LARGE: u64 = 4096;
-/// The workload whose stages are shown: in it, each of them has packets to see.
-const STAGES_OF: (Topology, &str) = (Topology::Vxlan, "1m");
 const STAGES: [&str; 4] =
     ["path/stages/parse", "path/stages/decap", "path/stages/conntrack", "path/stages/forward"];
+/// How unevenly packets fall on flows where that is asked for: the most popular of a million has 13 % of them.
+const ZIPF: f64 = 1.1;
 
-fn run(report: &mut Report) -> anyhow::Result<()> {
-    for (topology, way) in Topology::ALL {
-        for (flows, capacity, size) in SIZES {
-            let name = format!("path/established/{way}/{size}");
-            let shows_stages =
-                STAGES_OF == (topology, size) && STAGES.iter().any(|stage| report.wants(stage));
-            if !report.wants(&name) && !shows_stages {
-                continue;
-            }
-            if size == "1m" && topology == Topology::Plain && report.quick {
-                report.skip(&name, "left out of --quick, which has vxlan/1m");
-                continue;
-            }
-            if size == "16m" {
-                let available = machine::memory_mib("MemAvailable");
-                if report.quick {
-                    report.skip(&name, "takes a minute to set up: not with --quick");
-                    continue;
-                }
-                if available < LARGE {
-                    report.skip(&name, format!("needs {LARGE} MiB, {available} are available"));
-                    continue;
-                }
-            }
-            let (samples, stages) = measure(report, topology, flows, capacity)?;
-            report.add(&name, &samples);
-            if shows_stages {
-                stages.iter().for_each(|(stage, samples)| report.add(stage, samples));
-            }
+fn run(report: &mut Report, topology: Topology) -> anyhow::Result<()> {
+    for case in CASES.iter().filter(|case| case.topology == topology) {
+        let stages = if case.shows_stages { &STAGES[..] } else { &[] };
+        let names: Vec<&str> =
+            [Some(case.name), case.zipf].into_iter().flatten().chain(stages.iter().copied()).collect();
+        if !names.iter().any(|name| report.wants(name)) {
+            continue;
+        }
+        if let Some(reason) = case.left_out(report) {
+            names.iter().for_each(|name| report.skip(name, &*reason));
+            continue;
+        }
+        let mut carrier = Established::shaped(case.shape, case.topology, case.flows, case.capacity)?;
+        let (samples, stages) = measure(report, &mut carrier)?;
+        report.add(case.name, &samples);
+        if case.shows_stages {
+            stages.iter().for_each(|(stage, samples)| report.add(stage, samples));
+        }
+        if let Some(name) = case.zipf.filter(|name| report.wants(name)) {
+            carrier.prefer(Popularity::zipf(case.flows, ZIPF));
+            report.add(name, &measure(report, &mut carrier)?.0);
         }
     }
     Ok(())
 }
 
+impl Case {
+    fn left_out(&self, report: &Report) -> Option<String> {
+        let available = machine::memory_mib("MemAvailable");
+        if report.is_late() {
+            Some(LATE.into())
+        } else if report.quick && self.flows > M1 {
+            Some("takes a minute to set up: not with --quick".into())
+        } else if report.quick && self.shape.family == Shape::USUAL_V6.family {
+            Some("not with --quick, which has IPv4".into())
+        } else if self.flows > M1 && available < LARGE {
+            Some(format!("needs {LARGE} MiB, {available} are available"))
+        } else {
+            None
+        }
+    }
+}
+
 fn measure(
     report: &Report,
-    topology: Topology,
-    flows: u32,
-    capacity: u32,
+    carrier: &mut Established,
 ) -> anyhow::Result<(Samples, BTreeMap<String, Samples>)> {
-    let mut carrier = Established::new(topology, flows, capacity)?;
     let mut stages: BTreeMap<String, Samples> = BTreeMap::new();
     // The first run warms up what the first packets have not.
     carrier.rounds(1)?;
@@ -95,6 +140,7 @@ pub struct Established {
     world: World,
     lane: Lane,
     random: Random,
+    popularity: Popularity,
 }
 
 impl Established {
@@ -103,15 +149,29 @@ impl Established {
     /// # Errors
     /// When there is not enough memory, or a packet went wrong.
     pub fn new(topology: Topology, flows: u32, capacity: u32) -> anyhow::Result<Established> {
-        let mut world = World::new(topology, flows, capacity, 1)?;
+        Established::shaped(Shape::USUAL, topology, flows, capacity)
+    }
+
+    /// As [`Established::new`], of a world of this shape.
+    ///
+    /// # Errors
+    /// When there is not enough memory, or a packet went wrong.
+    pub fn shaped(
+        shape: Shape,
+        topology: Topology,
+        flows: u32,
+        capacity: u32,
+    ) -> anyhow::Result<Established> {
+        let mut world = World::shaped(shape, topology, flows, capacity, 1)?;
         let mut lane = Lane::new(&world, 0, FRAMES)?;
         establish(&mut world, &mut lane, 0, flows)?;
-        anyhow::ensure!(
-            world.shared().flows_v4.len() == u64::from(flows),
-            "{} of {flows} flows",
-            world.shared().flows_v4.len()
-        );
-        Ok(Established { world, lane, random: Random::new(2) })
+        anyhow::ensure!(world.live() == u64::from(flows), "{} of {flows} flows", world.live());
+        Ok(Established { world, lane, random: Random::new(2), popularity: Popularity::uniform(flows) })
+    }
+
+    /// From now on, packets fall on flows like this.
+    pub fn prefer(&mut self, popularity: Popularity) {
+        self.popularity = popularity;
     }
 
     /// Carries all frames `rounds` times: each time other packets, of flows and directions at random.
@@ -121,16 +181,41 @@ impl Established {
     pub fn rounds(&mut self, rounds: usize) -> anyhow::Result<Timed> {
         let mut total = Timed::default();
         for _ in 0..rounds {
-            let flows = u64::from(self.world.flows());
-            let random = &mut self.random;
-            let steps = (0..self.lane.frames()).map(|_| {
-                let flow = random.below(flows) as u32;
-                Step { flow, reply: random.bits() & 1 != 0, flags: ACK }
-            });
-            self.lane.lay_out(&self.world, steps)?;
-            total += self.lane.carry();
-            self.lane.check(&self.world)?;
+            self.counted(|lane| total += lane.carry())?;
         }
         Ok(total)
+    }
+
+    /// Has `carry` carry all frames once.
+    ///
+    /// # Errors
+    /// What is wrong with a packet that came out.
+    pub fn counted(&mut self, carry: impl FnOnce(&mut Lane)) -> anyhow::Result<()> {
+        let Established { random, popularity, .. } = self;
+        let steps = (0..self.lane.frames()).map(|_| data(popularity.pick(random), random));
+        self.lane.lay_out(&self.world, steps)?;
+        carry(&mut self.lane);
+        self.lane.check(&self.world)
+    }
+}
+
+/// A data packet of a flow, either way with the same chance.
+pub fn data(flow: u32, random: &mut Random) -> Step {
+    Step { flow, reply: random.bits() & 1 != 0, flags: ACK }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_packet_comes_out_right_of_either_family_and_way() {
+        for shape in [Shape::USUAL, Shape::USUAL_V6] {
+            for (topology, _) in Topology::ALL {
+                let mut carrier = Established::shaped(shape, topology, 1024, 1024).unwrap();
+                carrier.prefer(Popularity::zipf(1024, ZIPF));
+                assert_eq!(carrier.rounds(1).unwrap().packets, u64::from(FRAMES));
+            }
+        }
     }
 }

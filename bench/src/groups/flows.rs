@@ -9,19 +9,26 @@ use wirelane_dataplane::rcu::{Epochs, Reader};
 use wirelane_dataplane::stages::policy::rewrite;
 use wirelane_dataplane::tables::flows::line::{Line, V4};
 use wirelane_dataplane::tables::flows::{FlowTable, InsertError, NewFlow, Share, state};
+use wirelane_dataplane::tables::route::NextHop;
 use wirelane_dataplane::wire::{Addr, proto};
 
 use crate::groups::Group;
 use crate::machine;
 use crate::measure::{Random, Samples};
+use crate::peers::{HashLoad, RteHash};
 use crate::report::Report;
 
-pub(super) const GROUP: Group = Group { prefixes: &["flows/"], run };
+pub(super) const GROUP: Group = Group { prefixes: &["peer/rte_hash_", "flows/"], run };
 
-/// Flows that are looked for.
-const FLOWS: u32 = 1_000_000;
+const OWN: [&str; 2] = ["flows/hit/1m", "flows/miss/1m"];
+const PEER: [&str; 2] = ["peer/rte_hash_hit/1m", "peer/rte_hash_miss/1m"];
+/// What the peer has in huge pages where there are any.
+const HUGE_KIB: u64 = 128 << 10;
+
 /// Flows that the table has room for.
 const CAPACITY: u32 = 1 << 20;
+/// Flows that are looked for: all but the writer's room.
+const FLOWS: u32 = CAPACITY - 8192;
 /// Lookups of one run.
 const LOOKUPS: usize = 1 << 19;
 /// The size of the table that is filled to the last record.
@@ -30,7 +37,7 @@ const FULL: u32 = 1 << 18;
 const WRITTEN: u32 = 1024;
 
 fn run(report: &mut Report) -> anyhow::Result<()> {
-    if report.wants("flows/hit/1m") || report.wants("flows/miss/1m") {
+    if OWN.iter().chain(&PEER).any(|name| report.wants(name)) {
         lookups(report)?;
     }
     if report.wants("flows/bytes_per_flow") {
@@ -40,34 +47,67 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// rte_hash and the flow table in turn, so that what disturbs one disturbs the other.
 fn lookups(report: &mut Report) -> anyhow::Result<()> {
+    let mut peer =
+        peer().inspect_err(|error| PEER.iter().for_each(|name| report.skip(name, format!("{error:#}")))).ok();
+    if peer.as_ref().is_some_and(|peer| peer.huge_kib < HUGE_KIB) {
+        report.warn("peer/rte_hash is measured without huge pages: the kernel gave none".into());
+    }
     let flows = Flows::new(FLOWS, CAPACITY)?;
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(|| flows.write_until(&stop));
-        let mut measure = |name, first: u32| -> anyhow::Result<()> {
-            let mut random = Random::new(3);
-            let keys: Vec<Key> = (0..LOOKUPS)
-                .map(|_| key(first + random.below(u64::from(FLOWS)) as u32, random.bits() & 1 != 0))
-                .collect();
-            let expected = if first < FLOWS { LOOKUPS } else { 0 };
-            let mut reader = Reader::new(flows.epochs.clone(), 0);
-            let samples = Samples::take(report.runs(), || {
-                let start = cycles();
-                let hits = flows.look_up(&keys, &mut reader);
-                let cycles = cycles().wrapping_sub(start);
-                anyhow::ensure!(hits == expected, "{hits} hits of {LOOKUPS} lookups");
-                Ok(report.tsc.nanoseconds(cycles) / LOOKUPS as f64)
-            })?;
-            report.add(name, &samples);
-            Ok(())
-        };
-        let result = measure("flows/hit/1m", 0).and_then(|()| measure("flows/miss/1m", FLOWS + WRITTEN));
-        stop.store(true, Ordering::Relaxed);
-        let written = writer.join().expect("the writer does not panic");
-        anyhow::ensure!(written > 0, "the writer has not written");
-        result
-    })
+    let mut written = Share::new(1, 2);
+    let kinds = [(OWN[0], PEER[0], present().collect(), LOOKUPS), (OWN[1], PEER[1], absent().collect(), 0)];
+    for (own, other, keys, expected) in kinds {
+        let keys: Vec<Key> = keys;
+        let (mut ours, mut others) = (Samples::default(), Samples::default());
+        for _ in 0..report.runs() {
+            if let Some(peer) = &mut peer {
+                others.push(peer.look_up(expected > 0)?);
+            }
+            let cycles = flows.look_up_beside_a_writer(&keys, expected, &mut written)?;
+            ours.push(report.tsc.nanoseconds(cycles) / LOOKUPS as f64);
+        }
+        if peer.is_some() {
+            report.add(other, &others);
+        }
+        report.add(own, &ours);
+    }
+    Ok(())
+}
+
+/// DPDK's rte_hash with one key of each flow: it knows nothing of directions.
+fn peer() -> anyhow::Result<RteHash> {
+    let stored: Vec<_> = (0..FLOWS).map(one_way).map(bytes).collect();
+    let hits: Vec<_> = present().map(bytes).collect();
+    let misses: Vec<_> = absent().map(bytes).collect();
+    RteHash::start(&HashLoad { stored: &stored, hits: &hits, misses: &misses })
+}
+
+/// What is looked for and there: flows at random, each by the direction that the peer has of it.
+fn present() -> impl Iterator<Item = Key> {
+    let mut random = Random::new(3);
+    (0..LOOKUPS).map(move |_| one_way(random.below(u64::from(FLOWS)) as u32))
+}
+
+/// What is looked for and not there.
+fn absent() -> impl Iterator<Item = Key> {
+    let mut random = Random::new(3);
+    (0..LOOKUPS).map(move |_| one_way(CAPACITY + random.below(u64::from(FLOWS)) as u32))
+}
+
+fn one_way(n: u32) -> Key {
+    key(n, n & 1 != 0)
+}
+
+/// A key as the peer has it: addresses, ports, protocol, and zeros.
+fn bytes(key: Key) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&key.src.last4());
+    bytes[4..8].copy_from_slice(&key.dst.last4());
+    bytes[8..10].copy_from_slice(&key.sport.to_ne_bytes());
+    bytes[10..12].copy_from_slice(&key.dport.to_ne_bytes());
+    bytes[12] = key.proto;
+    bytes
 }
 
 /// Resident memory of a table that is filled until it takes no more, divided by its capacity.
@@ -103,22 +143,55 @@ impl Flows {
         Ok(flows)
     }
 
-    /// Looks every key up, in batches as the path does. Returns how many there are.
+    /// Looks every key up, in batches as the path does: first their buckets, then their records. Returns how many
+    /// there are.
     #[inline(never)]
     pub fn look_up(&self, keys: &[Key], reader: &mut Reader) -> usize {
         let mut hits = 0;
         for keys in keys.chunks(BATCH) {
             let mut hashes = [0; BATCH];
+            let mut candidates = [None; BATCH];
             for (hash, key) in hashes.iter_mut().zip(keys) {
                 *hash = self.table.hash(key);
                 self.table.prefetch(*hash);
             }
-            for (hash, key) in hashes.iter().zip(keys) {
-                hits += usize::from(self.table.lookup(*hash, key).is_some());
+            for (candidate, hash) in candidates.iter_mut().zip(&hashes[..keys.len()]) {
+                *candidate = self.table.candidate(*hash);
+                if let Some(flow) = candidate {
+                    self.table.prefetch_line(*flow);
+                }
+            }
+            for ((candidate, hash), key) in candidates.iter().zip(&hashes).zip(keys) {
+                let found = candidate.and_then(|flow| self.table.confirm(flow, *hash, key));
+                hits += usize::from(found.is_some());
             }
             reader.quiescent();
         }
         hits
+    }
+
+    /// Looks every key up while another core puts flows in and takes them out. Returns the cycles; the first pass
+    /// is not timed, as of the peer.
+    fn look_up_beside_a_writer(
+        &self,
+        keys: &[Key],
+        expected: usize,
+        share: &mut Share,
+    ) -> anyhow::Result<u64> {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| self.write_until(&stop, share));
+            let mut reader = self.reader();
+            let warm = self.look_up(keys, &mut reader);
+            let start = cycles();
+            let hits = self.look_up(keys, &mut reader);
+            let cycles = cycles().wrapping_sub(start);
+            stop.store(true, Ordering::Relaxed);
+            let written = writer.join().expect("the writer does not panic");
+            anyhow::ensure!(written > 0, "the writer has not written");
+            anyhow::ensure!((warm, hits) == (expected, expected), "{hits} hits of {LOOKUPS} lookups");
+            Ok(cycles)
+        })
     }
 
     /// A reader of its epochs. One at a time.
@@ -133,6 +206,7 @@ impl Flows {
             reply: (reply, rewrite(&reply, &original.reversed())),
             service: (1, 1),
             rules: (1, 1),
+            hop: (NextHop::UNRESOLVED, 0),
             from_pod: true,
         };
         let flow = self.table.insert(share, &self.epochs, &new, 0)?;
@@ -144,23 +218,22 @@ impl Flows {
     }
 
     /// Puts flows in and takes them out on another core. Returns how many.
-    fn write_until(&self, stop: &AtomicBool) -> u64 {
+    fn write_until(&self, stop: &AtomicBool, share: &mut Share) -> u64 {
         machine::pin(1);
         let mut reader = Reader::new(self.epochs.clone(), 1);
-        let mut share = Share::new(1, 2);
         let mut written = 0;
         while !stop.load(Ordering::Relaxed) {
             for n in FLOWS..FLOWS + WRITTEN {
-                written += u64::from(self.insert(&mut share, n).is_ok());
+                written += u64::from(self.insert(share, n).is_ok());
             }
             for n in FLOWS..FLOWS + WRITTEN {
                 let original = key(n, false);
                 if let Some(flow) = self.table.lookup(self.table.hash(&original), &original) {
-                    self.table.remove(&mut share, &self.epochs, flow);
+                    self.table.remove(share, &self.epochs, flow);
                 }
             }
             reader.quiescent();
-            self.table.sweep(&mut share, &self.epochs, 0, 0);
+            self.table.sweep(share, &self.epochs, 0, 0);
         }
         written
     }

@@ -26,7 +26,7 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     let node = live::quiet_namespace(&lab, "node")?;
     let pods = live::quiet_namespace(&lab, "pods")?;
     let workers = machine::cores();
-    let shape = Shape { clients: PODS, services: 1, backends: 1 };
+    let shape = Shape { clients: PODS, ..Shape::PAIR };
     let world = World::shaped(shape, Topology::Vxlan, 1, TABLE, workers)?;
     let mut ports = vec![(UPLINK_PORT, "uplink".to_owned()), (HOST_PORT, "host".to_owned())];
     ports.extend((0..PODS).map(|n| (FIRST_POD_PORT + n as u16, format!("pod{n}"))));
@@ -37,7 +37,7 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     // What the kernel has to say about new links is over by then.
     std::thread::sleep(Duration::from_millis(500));
 
-    let time = Duration::from_millis(if report.quick { 1000 } else { 2000 });
+    let time = Duration::from_millis(if report.quick { 500 } else { 2000 });
     let samples = Samples::take(5, || {
         let (start, before) = (Instant::now(), cpu_time());
         std::thread::sleep(time);

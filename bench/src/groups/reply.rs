@@ -1,5 +1,7 @@
 //! The stage that answers senders, seen at ARP requests: the one answer that every pod asks for.
 
+use std::net::IpAddr;
+
 use etherparse::{ArpEthIpv4Packet, ArpOperation, EtherType, Ethernet2Header, SlicedPacket};
 use wirelane_dataplane::batch::{BATCH, Batch};
 use wirelane_dataplane::clock::Now;
@@ -29,7 +31,8 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
         for n in 0..BATCHES * BATCH {
             let (packet, port) = world.incoming(Step { flow: (n % BATCH) as u32, reply: false, flags: 0 });
             let mut frame = pool.alloc().expect("freed below");
-            let bytes = request(packet.src_mac, packet.src.0);
+            let IpAddr::V4(address) = packet.src.0 else { anyhow::bail!("ARP is of IPv4") };
+            let bytes = request(packet.src_mac, address.octets());
             anyhow::ensure!(frame.resize(bytes.len()), "a frame without room");
             frame.bytes_mut().copy_from_slice(&bytes);
             batch.push(frame, port);

@@ -1,219 +1,223 @@
-//! Real frames over AF_XDP and veth: what a node forwards from one pod to another on one core.
+//! Real frames over veth: what a node forwards from one pod to another on one core, beside others that do.
 //!
-//! Generator and sink are AF_XDP sockets of this program at the far ends of the pods' links. They share one
-//! core; the worker has another. The generator keeps a fixed number of frames under way, so that what is
-//! measured is the most that goes through without loss. veth does part of the node's receiving on the
-//! sender's core, and of the sink's on the worker's: the kernel is what this measures most of.
+//! The same generator and sink ([`crate::load`]), on a core of their own, at the far ends of two links; between
+//! them, on another core: Wirelane with a full service path, DPDK's testpmd that only swaps MAC addresses, or the
+//! Linux kernel that translates with nftables. What is sent is the same to the byte.
+//!
+//! veth does part of the node's receiving on the sender's core, and of the sink's on the node's: the kernel is
+//! what this measures most of.
 
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
+use std::time::Duration;
 
-use anyhow::Context;
-use wirelane::lab::Lab;
-use wirelane_dataplane::batch::{BATCH, Batch};
-use wirelane_dataplane::io::Port;
+use wirelane::lab::{Lab, Namespace, Process};
 use wirelane_dataplane::tables::FIRST_POD_PORT;
+use wirelane_dataplane::wire::ethernet::GATEWAY_MAC;
 use wirelane_dataplane::wire::tcp::ACK;
 
 use crate::groups::Group;
 use crate::live::{self, End, Node};
+use crate::load::{Counts, Load};
 use crate::machine;
 use crate::measure::Samples;
-use crate::packets::{FRAME, Packet};
+use crate::packets::{Packet, mac_text};
+use crate::peers;
 use crate::report::Report;
 use crate::world::{Shape, Step, TABLE, Topology, World};
 
 pub(super) const GROUP: Group = Group { prefixes: &["veth/"], run };
 
-const NAME: &str = "veth/wirelane/pps";
+const NAMES: [&str; 5] =
+    ["veth/testpmd/pps", "veth/kernel/pps", WIRELANE, "veth/latency/p50", "veth/latency/p99"];
+const WIRELANE: &str = "veth/wirelane/pps";
+const LATENCY: [(&str, f64); 2] = [("veth/latency/p50", 0.5), ("veth/latency/p99", 0.99)];
 /// Flows that are sent in turn.
 const FLOWS: u32 = 32_768;
-/// Frames under way.
-const WINDOW: u64 = 1024;
-/// Of so many frames that arrive one is looked at.
-const LOOKED_AT: u64 = 64;
-/// What has not arrived after this is lost.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// The first packets make the flows, and have the ports ask for more room than that of a quiet pod.
+const WARM_UP: Duration = Duration::from_millis(300);
 
 fn run(report: &mut Report) -> anyhow::Result<()> {
-    if let Some(reason) = live::unavailable() {
-        report.skip(NAME, reason);
+    let one_core = (machine::cores() < 2).then(|| "there is one core".to_owned());
+    if let Some(reason) = live::unavailable().or(one_core) {
+        NAMES.iter().for_each(|name| report.skip(name, &*reason));
         return Ok(());
     }
-    if machine::cores() < 2 {
-        report.skip(NAME, "there is one core");
+    for peer in [Peer::Testpmd, Peer::Kernel] {
+        if !report.wants(peer.name()) {
+            continue;
+        }
+        match Between::start(Some(peer)) {
+            Ok(between) => {
+                let (rates, _) = saturate(report, peer.name(), &between)?;
+                report.add(peer.name(), &rates);
+            }
+            Err(error) => report.skip(peer.name(), format!("{error:#}")),
+        }
+    }
+    let wants_latency = LATENCY.iter().any(|(name, _)| report.wants(name));
+    if !report.wants(WIRELANE) && !wants_latency {
         return Ok(());
     }
-    let lab = Lab::new()?;
-    let [node, client, server] = ["node", "client", "server"].map(|name| live::quiet_namespace(&lab, name));
-    let (node, client, server) = (node?, client?, server?);
-    live::connect((&node, "client"), (&client, "eth0"), 1)?;
-    live::connect((&node, "server"), (&server, "eth0"), 1)?;
-
-    let world = World::shaped(Shape::PAIR, Topology::Plain, FLOWS, TABLE, 1)?;
-    let ports = [(FIRST_POD_PORT, "client".into()), (FIRST_POD_PORT + 1, "server".into())];
-    let workers = Node::start(&node, &world, &ports)?;
-    let mut load = Load::new(&world, End::open(&client, "eth0")?, End::open(&server, "eth0")?);
-
-    // The first packets make the flows, and have the ports ask for more room than that of a quiet pod.
-    load.send(&world, Duration::from_millis(300))?;
-    let before = Counts::read(&world, &load);
-    let time = Duration::from_millis(if report.quick { 500 } else { 2000 });
-    let samples = Samples::take(report.runs(), || load.send(&world, time))?;
-
-    let counts = Counts::read(&world, &load).since(before);
-    let (found, total) = workers.stop()?;
-    anyhow::ensure!(found == total, "{found} of {total} frames are left");
-    anyhow::ensure!(
-        counts.lost > 0 || [counts.worker_received, counts.worker_sent, counts.received] == [counts.sent; 3],
-        "counts differ: {counts:?}"
-    );
-    if counts.lost > 0 {
-        report.warn(format!("{NAME}: {} of {} frames were lost", counts.lost, counts.sent));
+    let (rates, latency) = wirelane(report, wants_latency)?;
+    report.add(WIRELANE, &rates);
+    if let Some(with) = latency {
+        let bare = Between::start(None)?;
+        let without = measure_latency(report, &mut bare.load(report)?, rates.median() / 2.0)?;
+        for (((name, _), with), without) in LATENCY.iter().zip(&with).zip(&without) {
+            report.add(name, &with.minus(without.median()));
+        }
     }
-    report.add(NAME, &samples);
     Ok(())
 }
 
-/// Frames, as the ends and the worker between them have counted.
-#[derive(Clone, Copy, Debug)]
-struct Counts {
-    sent: u64,
-    worker_received: u64,
-    worker_sent: u64,
-    received: u64,
-    lost: u64,
+/// Rates of Wirelane, and its latencies in microseconds if they are wanted.
+fn wirelane(report: &mut Report, wants_latency: bool) -> anyhow::Result<(Samples, Option<[Samples; 2]>)> {
+    let between = Between::start(Some(Peer::Wirelane))?;
+    let (rates, mut load) = saturate(report, WIRELANE, &between)?;
+    let latency =
+        wants_latency.then(|| measure_latency(report, &mut load, rates.median() / 2.0)).transpose()?;
+    let sent = load.counts();
+    drop(load);
+    let node = between.node.expect("started as Wirelane");
+    let ports = &between.world.shared().stats[0].ports;
+    let counted = [
+        ports[usize::from(FIRST_POD_PORT)].rx_packets.read(),
+        ports[usize::from(FIRST_POD_PORT + 1)].tx_packets.read(),
+    ];
+    let (found, total) = node.stop()?;
+    anyhow::ensure!(found == total, "{found} of {total} frames are left");
+    anyhow::ensure!(
+        sent.lost > 0 || counted == [sent.sent; 2],
+        "the worker has counted {counted:?}, generator and sink {sent:?}"
+    );
+    Ok((rates, latency))
 }
 
-impl Counts {
-    fn read(world: &World, load: &Load) -> Counts {
-        let ports = &world.shared().stats[0].ports;
-        Counts {
-            sent: load.sent,
-            worker_received: ports[usize::from(FIRST_POD_PORT)].rx_packets.read(),
-            worker_sent: ports[usize::from(FIRST_POD_PORT + 1)].tx_packets.read(),
-            received: load.received,
-            lost: load.lost,
+/// As many frames as get through. Every one of them is accounted for.
+fn saturate<'a>(
+    report: &mut Report,
+    name: &str,
+    between: &'a Between,
+) -> anyhow::Result<(Samples, Load<'a>)> {
+    let mut load = between.load(report)?;
+    load.run(None, WARM_UP)?;
+    let before = load.counts();
+    let time = Duration::from_millis(if report.quick { 300 } else { 2000 });
+    let rates = Samples::take(report.runs(), || Ok(load.run(None, time)?.rate))?;
+    let Counts { sent, lost, .. } = load.counts().since(before);
+    if lost > 0 {
+        report.warn(format!("{name}: {lost} of {sent} frames were lost"));
+    }
+    Ok((rates, load))
+}
+
+/// Percentiles of the time under way at `rate`, in microseconds.
+fn measure_latency(report: &Report, load: &mut Load<'_>, rate: f64) -> anyhow::Result<[Samples; 2]> {
+    load.run(Some(rate), WARM_UP)?;
+    let time = Duration::from_millis(if report.quick { 200 } else { 2000 });
+    let mut percentiles = [Samples::default(), Samples::default()];
+    for _ in 0..report.runs() {
+        let run = load.run(Some(rate), time)?;
+        for ((_, quantile), samples) in LATENCY.iter().zip(&mut percentiles) {
+            samples.push(run.latency.value_at_quantile(*quantile) as f64 / 1e3);
         }
     }
+    Ok(percentiles)
+}
 
-    fn since(self, before: Counts) -> Counts {
-        Counts {
-            sent: self.sent - before.sent,
-            worker_received: self.worker_received - before.worker_received,
-            worker_sent: self.worker_sent - before.worker_sent,
-            received: self.received - before.received,
-            lost: self.lost - before.lost,
+/// Who forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Peer {
+    Wirelane,
+    Testpmd,
+    Kernel,
+}
+
+impl Peer {
+    fn name(self) -> &'static str {
+        match self {
+            Peer::Wirelane => WIRELANE,
+            Peer::Testpmd => "veth/testpmd/pps",
+            Peer::Kernel => "veth/kernel/pps",
         }
     }
 }
 
-/// Generator and sink.
-struct Load {
-    generator: End,
-    sink: End,
-    templates: Vec<[u8; FRAME]>,
-    batch: Batch,
-    /// Frames that are to be looked at.
-    seen: Vec<[u8; FRAME]>,
-    next: usize,
-    sent: u64,
-    received: u64,
-    lost: u64,
+/// Generator and sink's links, and who is between them.
+struct Between {
+    peer: Option<Peer>,
+    world: World,
+    client: Namespace,
+    server: Namespace,
+    node: Option<Node>,
+    _testpmd: Option<Process>,
+    /// Last: what runs in it ends before it is taken down.
+    _lab: Lab,
+}
+
+impl Between {
+    /// Puts a forwarder between two links, or nothing: then there is one link.
+    fn start(peer: Option<Peer>) -> anyhow::Result<Between> {
+        let lab = Lab::new()?;
+        let namespace = |name| live::quiet_namespace(&lab, name);
+        let (client, server) = (namespace("client")?, namespace("server")?);
+        let world = World::shaped(Shape::PAIR, Topology::Plain, FLOWS, TABLE, 1)?;
+        let (mut node, mut testpmd) = (None, None);
+        if let Some(peer) = peer {
+            let between = namespace("node")?;
+            live::connect((&between, "client"), (&client, "eth0"), 1)?;
+            live::connect((&between, "server"), (&server, "eth0"), 1)?;
+            let core = machine::core_from_front(0).unwrap_or(0);
+            match peer {
+                Peer::Wirelane => {
+                    let ports = [(FIRST_POD_PORT, "client".into()), (FIRST_POD_PORT + 1, "server".into())];
+                    node = Some(Node::start(&between, &world, &ports)?);
+                }
+                Peer::Testpmd => testpmd = Some(peers::testpmd(&lab, &between, ["client", "server"], core)?),
+                Peer::Kernel => route(&between, &world, core)?,
+            }
+        } else {
+            live::connect((&client, "eth0"), (&server, "eth0"), 1)?;
+        }
+        Ok(Between { peer, world, client, server, node, _testpmd: testpmd, _lab: lab })
+    }
+
+    /// Generator and sink.
+    fn load(&self, report: &Report) -> anyhow::Result<Load<'_>> {
+        let incoming = |flow| self.world.incoming(step(flow)).0;
+        let expected = move |flow| match self.peer {
+            None => incoming(flow),
+            Some(Peer::Testpmd) => {
+                let packet = incoming(flow);
+                Packet { src_mac: packet.dst_mac, dst_mac: packet.src_mac, ..packet }
+            }
+            // The kernel's interfaces have the gateway's address, so that it does the same.
+            Some(Peer::Wirelane | Peer::Kernel) => self.world.outgoing(step(flow)).0,
+        };
+        let ends = (End::open(&self.client, "eth0")?, End::open(&self.server, "eth0")?);
+        Ok(Load::new(ends, FLOWS, incoming, expected, report.tsc))
+    }
+}
+
+/// Has the kernel forward and translate, on core `core`.
+fn route(node: &Namespace, world: &World, core: usize) -> anyhow::Result<()> {
+    let (came, gone) = (world.incoming(step(0)).0, world.outgoing(step(0)).0);
+    for (interface, pod, mac) in [("client", came.src, came.src_mac), ("server", gone.dst, gone.dst_mac)] {
+        let IpAddr::V4(pod) = pod.0 else { anyhow::bail!("the pods have IPv4 addresses") };
+        let [a, b, c, _] = pod.octets();
+        node.ip(&format!("link set {interface} address {}", mac_text(GATEWAY_MAC)))?;
+        node.ip(&format!("address add {a}.{b}.{c}.254/24 dev {interface}"))?;
+        node.ip(&format!("neighbour add {pod} lladdr {} dev {interface}", mac_text(mac)))?;
+        // Without this, the kernel would work on the generator's core.
+        let cores = format!("echo {:x} > /sys/class/net/{interface}/queues/rx-0/rps_cpus", 1u64 << core);
+        node.run("sh", ["-c", &cores])?;
+    }
+    for (parameter, value) in [("ipv4/ip_forward", "1"), ("ipv4/conf/all/rp_filter", "0")] {
+        node.set(parameter, value)?;
+    }
+    peers::nftables(node, came.dst, gone.dst)
 }
 
 fn step(flow: u32) -> Step {
     Step { flow, reply: false, flags: ACK }
-}
-
-impl Load {
-    fn new(world: &World, generator: End, sink: End) -> Load {
-        let mut bytes = Vec::new();
-        let mut template = |flow| {
-            world.incoming(step(flow)).0.write(&mut bytes);
-            bytes[..].try_into().expect("every frame is as long")
-        };
-        let templates = (0..FLOWS).map(&mut template).collect();
-        Load {
-            generator,
-            sink,
-            templates,
-            batch: Batch::default(),
-            seen: Vec::with_capacity(1 << 17),
-            next: 0,
-            sent: 0,
-            received: 0,
-            lost: 0,
-        }
-    }
-
-    /// Sends for so long, waits for what is under way, and looks at some of what has arrived. Returns the frames
-    /// that arrived in a second.
-    fn send(&mut self, world: &World, time: Duration) -> anyhow::Result<f64> {
-        self.seen.clear();
-        let before = self.received;
-        let start = Instant::now();
-        let mut progress = start;
-        let (mut now, mut rate) = (start, None);
-        while rate.is_none() || self.under_way() > 0 {
-            if now - start < time {
-                self.generate()?;
-            } else if rate.is_none() {
-                rate = Some((self.received - before) as f64 / (now - start).as_secs_f64());
-            } else {
-                self.generator.port.flush(&mut self.generator.pool);
-            }
-            let received = self.receive()?;
-            now = Instant::now();
-            if received > 0 {
-                progress = now;
-            } else if now - progress > PATIENCE {
-                self.lost += self.under_way();
-                progress = now;
-            }
-        }
-        for bytes in &self.seen {
-            let packet = Packet::read(bytes).map_err(anyhow::Error::msg)?;
-            let (expected, _) = world.outgoing(step(packet.number % FLOWS));
-            anyhow::ensure!(packet == expected, "{packet:?} arrived; expected {expected:?}");
-        }
-        rate.filter(|_| !self.seen.is_empty()).context("nothing has arrived")
-    }
-
-    fn under_way(&self) -> u64 {
-        self.sent - self.received - self.lost
-    }
-
-    fn generate(&mut self) -> anyhow::Result<()> {
-        let End { port, pool, .. } = &mut self.generator;
-        let room = (WINDOW - (self.sent - self.received - self.lost)).min(BATCH as u64);
-        for _ in 0..room {
-            let Some(mut frame) = pool.alloc() else { break };
-            anyhow::ensure!(frame.resize(FRAME), "a frame without room");
-            frame.bytes_mut().copy_from_slice(&self.templates[self.next]);
-            if let Err(frame) = port.transmit(frame, pool) {
-                pool.free(frame);
-                break;
-            }
-            self.sent += 1;
-            self.next = (self.next + 1) % self.templates.len();
-        }
-        port.flush(pool);
-        Ok(())
-    }
-
-    fn receive(&mut self) -> anyhow::Result<usize> {
-        let End { port, pool, .. } = &mut self.sink;
-        let received = port.receive(0, &mut self.batch, pool);
-        self.batch.meta.clear();
-        for frame in self.batch.frames.drain(..) {
-            let bytes: &[u8; FRAME] =
-                frame.bytes().try_into().with_context(|| format!("{} bytes arrived", frame.len()))?;
-            self.received += 1;
-            if self.received.is_multiple_of(LOOKED_AT) && self.seen.len() < self.seen.capacity() {
-                self.seen.push(*bytes);
-            }
-            pool.free(frame);
-        }
-        Ok(received)
-    }
 }

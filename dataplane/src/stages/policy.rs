@@ -21,13 +21,28 @@ const FIRST_PORT: u32 = 1024;
 
 /// Sees the first packets of flows, after service; what it allows goes on to forward.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    // All are judged before the first is committed: meanwhile memory looks for the buckets of their replies.
     for index in waiting.chosen.iter() {
-        let (meta, choice) = (&mut batch.meta[index], waiting.choices[index]);
-        let len = batch.frames[index].len();
+        let (meta, choice) = (&mut batch.meta[index], &waiting.choices[index]);
+        let admitted = admit(meta, choice, cx);
+        if let Ok(admitted) = &admitted {
+            let reply = admitted.translated.reversed();
+            if meta.has(flags::V6) {
+                cx.flows_v6.prefetch(cx.flows_v6.hash(&reply));
+            } else {
+                cx.flows_v4.prefetch(cx.flows_v4.hash(&reply));
+            }
+        }
+        waiting.admitted[index] = admitted;
+    }
+    for index in waiting.chosen.iter() {
+        let (meta, choice) = (&mut batch.meta[index], &waiting.choices[index]);
+        let (hash, len) = (waiting.keyed.hash(index), batch.frames[index].len());
+        let admitted = waiting.admitted[index];
         let outcome = if meta.has(flags::V6) {
-            admit::<V6>(meta, &choice, len, cx, cx.flows_v6)
+            begin::<V6>(meta, hash, choice, admitted, len, cx, cx.flows_v6)
         } else {
-            admit::<V4>(meta, &choice, len, cx, cx.flows_v4)
+            begin::<V4>(meta, hash, choice, admitted, len, cx, cx.flows_v4)
         };
         match outcome {
             Ok(()) => waiting.known.push(index),
@@ -38,6 +53,14 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
             }
         }
     }
+}
+
+/// What is known about a flow that may begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Admitted {
+    translated: Key,
+    rules: (Id, Id),
+    next: NextHop,
 }
 
 /// Which identity refused a connection, and at which end.
@@ -98,18 +121,9 @@ pub fn judge(ends: &Ends, tables: &Tables) -> Result<(Id, Id), Denied> {
     Ok((egress, ingress))
 }
 
-fn admit<F: Family>(
-    meta: &mut Meta,
-    choice: &Choice,
-    frame_len: usize,
-    cx: &mut Context<'_>,
-    table: &FlowTable<F>,
-) -> Result<(), DropReason> {
+/// Whether a flow may begin with this packet, as what, and where its packets go.
+fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted, DropReason> {
     let key = meta.key;
-    // A packet before this one, in this batch or on another worker, may have begun the flow meanwhile.
-    if let Some(flow) = table.lookup(table.hash(&key), &key) {
-        return conntrack::follow(flow, meta, frame_len, cx, table);
-    }
     let ends = Ends {
         src: key.src,
         dst: choice.address,
@@ -137,7 +151,24 @@ fn admit<F: Family>(
         // Its checksum is no sum, and is not mended here.
         return Err(DropReason::UnsupportedProtocol);
     }
-    let flow = commit(meta, translated, choice.ids, rules, cx, table)?;
+    Ok(Admitted { translated, rules, next })
+}
+
+/// Begins the flow, unless a packet before this one, in this batch or on another worker, has meanwhile.
+#[inline(always)]
+fn begin<F: Family>(
+    meta: &mut Meta,
+    hash: u64,
+    choice: &Choice,
+    admitted: Result<Admitted, DropReason>,
+    frame_len: usize,
+    cx: &mut Context<'_>,
+    table: &FlowTable<F>,
+) -> Result<(), DropReason> {
+    let flow = match table.lookup(hash, &meta.key) {
+        Some(flow) => flow,
+        None => commit(meta, choice.ids, admitted?, cx, table)?,
+    };
     conntrack::follow(flow, meta, frame_len, cx, table)
 }
 
@@ -152,13 +183,12 @@ fn is_hidden_source(meta: &Meta, next: NextHop, tables: &Tables) -> bool {
 /// behind one address, or one client of two Services with a common backend, never collide.
 fn commit<F: Family>(
     meta: &Meta,
-    mut translated: Key,
     service: (Id, Id),
-    rules: (Id, Id),
+    admitted: Admitted,
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
-    let key = meta.key;
+    let (key, Admitted { mut translated, rules, next }) = (meta.key, admitted);
     let is_echo = matches!(key.proto, proto::ICMP | proto::ICMPV6);
     let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP);
     for attempt in 0..PORT_TRIES {
@@ -174,6 +204,7 @@ fn commit<F: Family>(
             reply: (reply, rewrite(&reply, &key.reversed())),
             service,
             rules,
+            hop: (next, cx.tables.revision as u32),
             from_pod: meta.has(flags::FROM_POD),
         };
         let index = usize::from(meta.has(flags::V6));

@@ -78,7 +78,8 @@ impl Found {
     #[inline(always)]
     fn fill(&self, frame: &mut Frame, meta: &mut Meta, from: u16) -> Quick {
         meta.key = self.key;
-        meta.flags |= flags::PLAIN | from | u16::from(self.dont_fragment) * flags::DONT_FRAGMENT;
+        let may_not_fragment = u16::from(self.dont_fragment) * flags::DONT_FRAGMENT;
+        meta.flags |= flags::PLAIN | from | may_not_fragment;
         meta.l3 = HEADER_LEN as u16;
         meta.l4 = (HEADER_LEN + ipv4::MIN_LEN) as u16;
         meta.l4_info = self.l4_info;

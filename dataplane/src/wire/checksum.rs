@@ -1,5 +1,7 @@
 //! The Internet checksum, whole and incremental. RFC 1071, RFC 1624.
 
+use super::Addr;
+
 /// The ones' complement sum of `bytes` as big-endian 16-bit words, not folded and not inverted.
 ///
 /// An odd last byte counts as if a zero followed.
@@ -58,6 +60,20 @@ impl Delta {
     pub fn between(old: &[u8], new: &[u8]) -> Delta {
         debug_assert!(old.len() == new.len() && old.len().is_multiple_of(2));
         Delta(fold(sum(new) + u32::from(!fold(sum(old)))))
+    }
+
+    /// Change from one address to another of the same family.
+    #[inline(always)]
+    pub fn address(old: &Addr, new: &Addr) -> Delta {
+        if !old.is_v4() {
+            return Delta::between(&old.0, &new.0);
+        }
+        let words = |addr: &Addr| {
+            let [a, b, c, d] = addr.last4();
+            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        };
+        let (old, new) = (words(old), words(new));
+        Delta::word(old.0, new.0).add(Delta::word(old.1, new.1))
     }
 
     /// From one 16-bit word to another.

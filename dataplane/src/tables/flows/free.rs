@@ -175,6 +175,10 @@ impl<F: Family> Records<'_, F> {
         chain.len = chain.len.checked_sub(1)?;
         let record = chain.first;
         chain.first = (self.link(record).load(Ordering::Relaxed) as u32).wrapping_sub(1);
+        // The next flow's: its link is read, and then the whole record written.
+        if let Some(next) = self.records.get(chain.first as usize) {
+            next.lines.iter().for_each(|line| crate::prefetch::write(line));
+        }
         Some(record)
     }
 

@@ -110,7 +110,7 @@ pub struct RewriteV4 {
 impl Rewrite {
     /// Compiles the change from one key to another.
     pub fn between(from: &Key, to: &Key) -> Rewrite {
-        let addresses = Delta::between(&from.src.0, &to.src.0).add(Delta::between(&from.dst.0, &to.dst.0));
+        let addresses = Delta::address(&from.src, &to.src).add(Delta::address(&from.dst, &to.dst));
         let ports = Delta::word(from.sport, to.sport).add(Delta::word(from.dport, to.dport));
         let l4 = match from.proto {
             // The identifier is in the message once; there is no pseudo-header in IPv4's ICMP.

@@ -34,6 +34,7 @@ use crossbeam::utils::CachePadded;
 use crate::batch::Key;
 use crate::rcu::Epochs;
 use crate::sync::{AtomicU64, Ordering};
+use crate::tables::route::NextHop;
 pub use adopt::Adopted;
 #[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 pub use file::{FileSystem, Found, Mismatch, OpenError, Place};
@@ -66,6 +67,8 @@ pub struct NewFlow {
     pub service: (u32, u32),
     /// Rules that allowed egress and ingress.
     pub rules: (u32, u32),
+    /// Where the packets of the original direction go, by this revision.
+    pub hop: (NextHop, u32),
     /// Whether a pod of this node begins it.
     pub from_pod: bool,
 }
@@ -329,6 +332,7 @@ impl<F: Family> FlowTable<F> {
         let record = self.records_of().take(share).ok_or(InsertError::Full)?;
         let [original, reply] = [FlowRef::new(record, 0), FlowRef::new(record, 1)];
         self.line(original).init(&new.original.0, &new.original.1, new.service, now);
+        self.line(original).tail().set_hop(new.hop.0, new.hop.1);
         if new.from_pod {
             self.line(original).tail().set_from_pod();
         }

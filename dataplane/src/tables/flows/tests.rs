@@ -24,6 +24,7 @@ fn plain(original: Key) -> NewFlow {
         reply: (reply, Rewrite::between(&reply, &reply)),
         service: (0, 0),
         rules: (0, 0),
+        hop: (NextHop::UNRESOLVED, 0),
         from_pod: false,
     }
 }

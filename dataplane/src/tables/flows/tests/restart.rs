@@ -30,6 +30,7 @@ fn translated(n: u32) -> NewFlow {
         reply: (reply, Rewrite::between(&reply, &original.reversed())),
         service: (7, n),
         rules: (0, 3),
+        hop: (NextHop::UNRESOLVED, 0),
         from_pod: n % 2 == 0,
     }
 }
