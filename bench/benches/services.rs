@@ -5,7 +5,9 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use wirelane_bench::measure::Random;
 use wirelane_dataplane::batch::Key;
-use wirelane_dataplane::tables::objects::{Backend, Frontend, FrontendKind, Service, ServicePort};
+use wirelane_dataplane::tables::build::Builder;
+use wirelane_dataplane::tables::neighbours::Neighbours;
+use wirelane_dataplane::tables::objects::{Backend, Frontend, FrontendKind, Object, Service, ServicePort};
 use wirelane_dataplane::tables::services::{Found, Services};
 use wirelane_dataplane::wire::{Addr, proto};
 
@@ -18,9 +20,7 @@ fn frontend(service: u32) -> Addr {
 }
 
 fn table(services: u32) -> Services {
-    let mut table = Services::default();
-    let mut ids = 0;
-    for service in 0..services {
+    let service = |service: u32| {
         let backend = |n: u32| {
             let [_, a, b, c] = (service * BACKENDS + n).to_be_bytes();
             let address = Addr::v4([10, 128 + a, b, c]);
@@ -36,13 +36,11 @@ fn table(services: u32) -> Services {
             }],
             backends: (0..BACKENDS).map(backend).collect(),
         };
-        let service = Service { name: format!("bench/{service}"), ports: vec![port], affinity_seconds: 0 };
-        table.insert(&service, |_| {
-            ids += 1;
-            ids
-        });
-    }
-    table
+        Object::Service(Service { name: format!("bench/{service}"), ports: vec![port], affinity_seconds: 0 })
+    };
+    let mut builder = Builder::default();
+    builder.change((0..services).map(service).collect(), &[]);
+    builder.build(&Neighbours::default()).services.clone()
 }
 
 fn services(criterion: &mut Criterion) {

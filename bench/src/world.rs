@@ -161,10 +161,7 @@ impl World {
         let shared = Shared::new(&sizes).context("no memory for the flow table")?;
         let mut builder = Builder::starting_at(0);
         shared.neighbours.learn(Addr::v4(OTHER_NODE), OTHER_NODE_MAC);
-        builder.set_uplink(UplinkRoutes {
-            on_link: vec!["192.0.2.0/24".parse().expect("a prefix")],
-            gateways: Vec::new(),
-        });
+        builder.set_uplink(uplink());
         for (id, config) in ports(shape, topology) {
             builder.set_port(id, Some(config));
         }
@@ -176,6 +173,21 @@ impl World {
     /// What its workers share.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The objects that its tables are made of.
+    pub fn objects(&self) -> Vec<Object> {
+        objects(self.shape, self.topology)
+    }
+
+    /// Its ports.
+    pub fn ports(&self) -> Vec<(PortId, PortConfig)> {
+        ports(self.shape, self.topology)
+    }
+
+    /// What its kernel says about the uplink.
+    pub fn uplink(&self) -> UplinkRoutes {
+        uplink()
     }
 
     /// How many flows can be told apart.
@@ -315,6 +327,10 @@ fn backend_address(topology: Topology, backend: u32) -> [u8; 4] {
 fn mac_of(address: [u8; 4]) -> Mac {
     let [a, b, c, d] = address;
     [0x02, 0xaa, a, b, c, d]
+}
+
+fn uplink() -> UplinkRoutes {
+    UplinkRoutes { on_link: vec!["192.0.2.0/24".parse().expect("a prefix")], gateways: Vec::new() }
 }
 
 fn ports(shape: Shape, topology: Topology) -> Vec<(PortId, PortConfig)> {

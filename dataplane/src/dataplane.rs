@@ -19,7 +19,7 @@ use crate::persist::{Saved, Saver};
 use crate::ports::{PortError, Ports, chain};
 use crate::tables::build::{Builder, PortConfig, UplinkRoutes};
 use crate::tables::objects::{Object, ObjectKey};
-use crate::tables::{FIRST_POD_PORT, MAX_PORTS, PortKind, Tables};
+use crate::tables::{FIRST_POD_PORT, MAX_PORTS, Node, PortKind, Steering};
 use crate::wire::Addr;
 use crate::wire::ethernet::{GATEWAY_MAC, Mac};
 
@@ -133,8 +133,8 @@ pub struct State {
     /// Of the last transactions.
     pub latencies: Latencies,
     saver: Saver,
-    /// The tables that the kernel was told of.
-    steered: Option<Arc<Tables>>,
+    /// What the kernel was told, and the nodes that its routes were made of.
+    steered: Option<(Arc<Steering>, Arc<Vec<Node>>)>,
 }
 
 /// A port that is open.
@@ -375,12 +375,12 @@ impl<P: Ports> Dataplane<P> {
     fn publish(&self, state: &mut State) -> u64 {
         let tables = state.builder.build(&self.shared.neighbours);
         self.shared.publish(tables.clone());
-        let is_steered = state.steered.as_ref().is_some_and(|steered| {
-            Arc::ptr_eq(&steered.services, &tables.services) && Arc::ptr_eq(&steered.nodes, &tables.nodes)
+        let is_steered = state.steered.as_ref().is_some_and(|(steering, nodes)| {
+            Arc::ptr_eq(steering, &tables.steering) && Arc::ptr_eq(nodes, &tables.nodes)
         });
         if !is_steered {
-            match self.ports.steer(&tables.steering(), &state.host_routes()) {
-                Ok(()) => state.steered = Some(tables.clone()),
+            match self.ports.steer(&tables.steering, &state.host_routes()) {
+                Ok(()) => state.steered = Some((tables.steering.clone(), tables.nodes.clone())),
                 Err(error) => {
                     tracing::error!(error = chain(&error), "the kernel does not go by the new tables");
                 }
@@ -449,7 +449,7 @@ impl State {
                 _ => {}
             }
         }
-        if let Some(Object::LocalNode(node)) = self.builder.object(&ObjectKey::LocalNode) {
+        if let Some(Object::LocalNode(node)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref) {
             routes.gateways.extend(node.gateways().map(std::net::IpAddr::from));
         }
         routes

@@ -262,7 +262,7 @@ async fn a_file_that_is_no_good_is_named_and_ignored() {
     };
     for (bytes, expected) in [
         (flipped(0), "no tables of Wirelane"),
-        (flipped(11), "version 0"),
+        (flipped(11), "version 3"),
         (flipped(good.len() - 5), "checksum is wrong"),
         (good[..good.len() - 1].to_vec(), "checksum is wrong"),
         (good[..15].to_vec(), "checksum is wrong"),

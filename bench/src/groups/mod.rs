@@ -11,6 +11,7 @@ pub mod new_flow;
 pub mod policy;
 pub mod reply;
 pub mod scale;
+pub mod tables;
 pub mod veth;
 
 use crate::registry::ENTRIES;
@@ -41,6 +42,7 @@ pub const GROUPS: &[Group] = &[
     idle::GROUP,
     established::PLAIN,
     mixed::GROUP,
+    tables::GROUP,
 ];
 
 /// Why `--quick` leaves out the rest.

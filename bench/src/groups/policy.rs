@@ -4,12 +4,13 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use wirelane_dataplane::batch::BATCH;
 use wirelane_dataplane::clock::cycles;
 use wirelane_dataplane::stages::policy::{Ends, judge};
 use wirelane_dataplane::tables::Tables;
 use wirelane_dataplane::tables::build::Builder;
 use wirelane_dataplane::tables::neighbours::Neighbours;
-use wirelane_dataplane::tables::objects::{LocalNode, Object, Pod, Policy, PortRange, Rule};
+use wirelane_dataplane::tables::objects::{IpBlock, LocalNode, Object, Pod, Policy, PortRange, Rule};
 use wirelane_dataplane::wire::{Addr, proto};
 
 use crate::groups::Group;
@@ -41,28 +42,26 @@ fn run(report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-const PORT: u16 = 8080;
+/// Pods of the cluster, however many rules there are: finding the peer costs the same.
+const PODS: u32 = 100_000;
 /// Identities of the peers begin here.
 const FIRST_PEER: u32 = 10;
+/// How many verdicts are compared with a search through all rules.
+const CHECKED: usize = 128;
 
-/// One pod that a policy of so many rules isolates, each of which lets in one other identity.
+/// One pod that a policy of so many rules isolates. Most rules let in one other identity on one port or a range of
+/// ports; some a block of addresses with a hole in it, some everyone.
 #[derive(Debug)]
 pub struct Judged {
     tables: Arc<Tables>,
-    rules: u32,
+    rules: Vec<Rule>,
 }
 
 impl Judged {
     /// Of a policy with `rules` rules.
     pub fn new(rules: u32) -> Judged {
-        let rule = |n: u32| Rule {
-            index: n,
-            subjects: Vec::new(),
-            any_peer: false,
-            peer_identities: vec![FIRST_PEER + n],
-            peer_blocks: Vec::new(),
-            ports: vec![PortRange { proto: proto::TCP, first: PORT, last: PORT }],
-        };
+        let mut random = Random::new(u64::from(rules));
+        let rules: Vec<Rule> = (0..rules).map(|n| rule(n, &mut random)).collect();
         let cidr: IpNet = "10.1.0.0/16".parse().expect("a prefix");
         let pod = |name: String, address, identity| {
             Object::Pod(Pod { name, addresses: vec![address], node: "this".into(), identity })
@@ -82,36 +81,99 @@ impl Judged {
                 subjects: vec![1],
                 isolates_ingress: true,
                 isolates_egress: false,
-                ingress: (0..rules).map(rule).collect(),
+                ingress: rules.clone(),
                 egress: Vec::new(),
             }),
             pod("bench/subject".into(), subject(), 1),
         ];
-        objects.extend((0..rules).map(|n| pod(format!("bench/peer-{n}"), peer(n), FIRST_PEER + n)));
+        let identity = |n| FIRST_PEER + n % rules.len() as u32;
+        objects.extend((0..PODS).map(|n| pod(format!("bench/peer-{n}"), peer(n), identity(n))));
         let mut builder = Builder::starting_at(0);
         builder.change(objects, &[]);
         Judged { tables: builder.build(&Neighbours::default()), rules }
     }
 
-    /// Judges connections of random peers, every other one to a port that no rule opens. Returns the cycles.
+    /// Judges connections in a random order and in batches: half of them as some rule allows, half from any pod to
+    /// any port.
+    /// Returns the cycles.
     ///
     /// # Errors
     /// When a verdict is wrong.
     pub fn verdicts(&self, count: usize, random: &mut Random) -> anyhow::Result<u64> {
-        let asked: Vec<(Addr, u16)> = (0..count)
-            .map(|n| (peer(random.below(u64::from(self.rules)) as u32), PORT + (n % 2) as u16))
-            .collect();
-        let mut allowed = 0;
+        let asked: Vec<Ends> = (0..count).map(|_| self.ends(random)).collect();
+        let mut verdicts = Vec::with_capacity(count);
         let start = cycles();
-        for (peer, port) in &asked {
-            let (src, dst, port) = (*peer, subject(), *port);
-            let ends = Ends { src, dst, proto: proto::TCP, port, through_service: false };
-            allowed += usize::from(judge(&ends, black_box(&self.tables)).is_ok());
+        let tables: &Tables = black_box(&self.tables);
+        for batch in asked.chunks(BATCH) {
+            batch.iter().for_each(|ends| tables.prefetch_ends(&ends.src, &ends.dst));
+            batch.iter().for_each(|ends| tables.prefetch_policies(&ends.src, &ends.dst));
+            verdicts.extend(batch.iter().map(|ends| judge(ends, tables).is_ok()));
         }
         let cycles = cycles().wrapping_sub(start);
-        anyhow::ensure!(allowed == count / 2, "{allowed} of {count} allowed");
+        let allowed = verdicts.iter().filter(|allowed| **allowed).count();
+        anyhow::ensure!(allowed >= count / 3, "{allowed} of {count} allowed");
+        for (ends, allowed) in asked.iter().zip(&verdicts).take(CHECKED) {
+            anyhow::ensure!(self.search(ends) == *allowed, "{ends:?}: {allowed}");
+        }
         Ok(cycles)
     }
+
+    fn ends(&self, random: &mut Random) -> Ends {
+        let rule = &self.rules[random.below(self.rules.len() as u64) as usize];
+        let any_pod = random.below(u64::from(PODS)) as u32;
+        let any_port = random.below(65_536) as u16;
+        let hit = random.below(2) == 0;
+        let (src, port) = match (hit, rule.peer_blocks.first(), rule.peer_identities.first()) {
+            (false, ..) => (peer(any_pod), any_port),
+            // The hole is elsewhere.
+            (true, Some(block), _) => (Addr::from(block.cidr.network()), rule.ports[0].first),
+            (true, _, Some(identity)) => {
+                let rules = self.rules.len() as u32;
+                // One of the pods that have it.
+                let pod = any_pod - any_pod % rules + (identity - FIRST_PEER);
+                (peer(if pod < PODS { pod } else { pod - rules }), rule.ports[0].last)
+            }
+            (true, None, None) => (peer(any_pod), rule.ports[0].first),
+        };
+        Ends { src, dst: subject(), proto: proto::TCP, port, through_service: false }
+    }
+
+    fn search(&self, ends: &Ends) -> bool {
+        let identity = self.tables.identity(&ends.src);
+        let address = ends.src.into();
+        self.rules.iter().any(|rule| {
+            rule.ports.iter().any(|range| (range.first..=range.last).contains(&ends.port))
+                && (rule.any_peer
+                    || rule.peer_identities.contains(&identity)
+                    || rule.peer_blocks.iter().any(|block| block.contains(address)))
+        })
+    }
+}
+
+fn rule(n: u32, random: &mut Random) -> Rule {
+    let mut rule = Rule {
+        index: n,
+        subjects: Vec::new(),
+        any_peer: false,
+        peer_identities: Vec::new(),
+        peer_blocks: Vec::new(),
+        ports: Vec::new(),
+    };
+    match n % 20 {
+        7 => rule.any_peer = true,
+        3 | 9 | 15 => {
+            let [_, a, b, c] = n.to_be_bytes();
+            rule.peer_blocks.push(IpBlock {
+                cidr: IpNet::new([100 + a, b, c, 0].into(), 24).expect("a length"),
+                except: vec![IpNet::new([100 + a, b, c, 64].into(), 28).expect("a length")],
+            });
+        }
+        _ => rule.peer_identities.push(FIRST_PEER + n),
+    }
+    let first = random.below(65_000) as u16;
+    let more = if n.is_multiple_of(3) { random.below(500) as u16 } else { 0 };
+    rule.ports.push(PortRange { proto: proto::TCP, first, last: first + more });
+    rule
 }
 
 fn subject() -> Addr {

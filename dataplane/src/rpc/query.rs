@@ -35,7 +35,7 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
     let micros = |latency: Duration| latency.as_micros() as u64;
     let rules = shared.flows_v4.rules();
     let state = dataplane.state();
-    let count = |is: fn(&Object) -> bool| state.builder.objects().filter(|object| is(object)).count() as u32;
+    let counts = state.builder.counts();
     v1::StatusResponse {
         node: tables.local.as_ref().map(|local| local.name.clone()).unwrap_or_default(),
         revision: tables.revision,
@@ -45,10 +45,10 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
         ports: ports(dataplane, &state),
         flows: shared.flows_v4.len() + shared.flows_v6.len(),
         flow_capacity: (shared.flows_v4.capacity() + shared.flows_v6.capacity()) as u64,
-        services: count(|object| matches!(object, Object::Service(_))),
+        services: counts.services as u32,
         backends: tables.services.backends() as u32,
-        pods: count(|object| matches!(object, Object::Pod(_))),
-        policies: count(|object| matches!(object, Object::Policy(_))),
+        pods: counts.pods as u32,
+        policies: counts.policies as u32,
         flow_tables: vec![flow_table(&shared.flows_v4), flow_table(&shared.flows_v6)],
         timeout_seconds: rules.timeouts.all().map(|(name, seconds)| (name.into(), seconds)).collect(),
         flows_per_pod: rules.limits.per_pod,
@@ -235,16 +235,19 @@ fn drop_totals(shared: &Shared) -> Vec<v1::DropCount> {
 
 /// The policies that isolate the pod that refused a packet.
 fn policies(record: &DropRecord, tables: &Tables) -> Vec<String> {
-    let isolating = |direction| tables.policies.isolating(direction, record.subject);
+    let isolating = |direction| {
+        let policies = tables.policies.isolating(direction, record.subject).iter();
+        policies.map(ToString::to_string).collect::<Vec<_>>()
+    };
     let mut names: Vec<String> = match record.reason {
-        DropReason::PolicyIngress => isolating(Direction::Ingress).to_vec(),
-        DropReason::PolicyEgress => isolating(Direction::Egress).to_vec(),
+        DropReason::PolicyIngress => isolating(Direction::Ingress),
+        DropReason::PolicyEgress => isolating(Direction::Egress),
         // It does not say at which end: at the one that has the identity.
         DropReason::PolicyCut => {
             [(&record.key.dst, Direction::Ingress), (&record.key.src, Direction::Egress)]
                 .into_iter()
                 .filter(|(address, _)| tables.identity(address) == record.subject)
-                .flat_map(|(_, direction)| isolating(direction).to_vec())
+                .flat_map(|(_, direction)| isolating(direction))
                 .collect()
         }
         _ => Vec::new(),

@@ -1,23 +1,34 @@
 //! From objects, ports and what the kernel says about the uplink to the next [`Tables`].
 //!
-//! Only what a change can touch is compiled anew; the rest is shared with the revision before.
+//! What a change does not touch is shared with the revision before: services, pods and policies change one by one
+//! (a file for each in this folder), nodes and routes as a whole.
+
+mod names;
+mod objects;
+mod pods;
+mod policies;
+mod services;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use super::neighbours::Neighbours;
 use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
-use super::policy::Policies;
 use super::route::{Prefix, Route, Routes, host_prefix};
-use super::services::{Id, Services};
-use super::{MAX_PORTS, Node, NodeAddresses, PodAt, Port, PortKind, Tables, UPLINK_PORT};
+use super::{MAX_PORTS, Node, NodeAddresses, PortKind, Steering, Tables, UPLINK_PORT};
 use crate::batch::PortId;
 use crate::wire::Addr;
-use crate::wire::ethernet::{GATEWAY_MAC, Mac};
+use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
+pub use names::Names;
+pub use objects::Counts;
+use objects::Objects;
+use pods::Pods;
+use policies::Isolation;
+use services::Frontends;
 
 /// A port as it was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,64 +59,25 @@ pub struct UplinkRoutes {
 /// The objects that the tables are compiled from, and the numbers given to their parts.
 #[derive(Debug, Default)]
 pub struct Builder {
-    objects: BTreeMap<ObjectKey, Object>,
+    objects: Objects,
     ports: Vec<Option<PortConfig>>,
     uplink: UplinkRoutes,
     names: Names,
     node_numbers: HashMap<String, u16>,
-    stale: Stale,
+    frontends: Frontends,
+    pods: Pods,
+    isolation: Isolation,
+    changed: Changed,
     current: Tables,
 }
 
-/// Which parts have to be compiled anew.
-#[derive(Clone, Copy, Debug, Default)]
-struct Stale {
-    services: bool,
-    policies: bool,
-    topology: bool,
-}
-
-/// Numbers of service ports, backends and rules, and back. 0 is nobody's.
-///
-/// A name has the same number in every run, since flows outlive the process and carry numbers: it is made of the name.
-#[derive(Clone, Debug, Default)]
-pub struct Names {
-    ids: HashMap<Arc<str>, Id>,
-    names: HashMap<Id, Arc<str>>,
-}
-
-/// Flows have room for as many bits of a number.
-const ID_BITS: u32 = 30;
-
-impl Names {
-    /// The number of a name, given to it now if it has none.
-    pub fn id(&mut self, name: &str) -> Id {
-        if let Some(id) = self.ids.get(name) {
-            return *id;
-        }
-        // FNV-1a, folded. Of a million names some hundred share theirs, and get the next one that is free.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        let mut id = (hash ^ hash >> 32) as Id & ((1 << ID_BITS) - 1);
-        while id == 0 || self.names.contains_key(&id) {
-            id = (id + 1) & ((1 << ID_BITS) - 1);
-        }
-        let name: Arc<str> = name.into();
-        self.names.insert(id, name.clone());
-        self.ids.insert(name, id);
-        id
-    }
-
-    /// The name of a number.
-    pub fn name(&self, id: Id) -> Option<&str> {
-        self.names.get(&id).map(AsRef::as_ref)
-    }
-
-    /// The number of a name that has one.
-    pub fn known(&self, name: &str) -> Option<Id> {
-        self.ids.get(name).copied()
-    }
+/// What the next tables have to take in.
+#[derive(Debug, Default)]
+struct Changed {
+    /// Objects, each as the current tables have it.
+    objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,
+    ports: bool,
+    uplink: bool,
 }
 
 impl Builder {
@@ -115,18 +87,19 @@ impl Builder {
         Builder { current, ..Builder::default() }
     }
 
-    /// Takes a transaction's changes in; [`Builder::build`] makes tables of them.
+    /// Takes a transaction's changes in; [`Builder::build`] makes tables of them. Several transactions may become
+    /// one revision.
     pub fn change(&mut self, upserts: Vec<Object>, deletes: &[ObjectKey]) {
         for key in deletes {
-            if self.objects.remove(key).is_some() {
-                self.stale.touch(key);
+            if let Some(old) = self.objects.remove(key) {
+                self.changed.objects.entry(key.clone()).or_insert(Some(old));
             }
         }
         for object in upserts {
             let key = object.key();
-            if self.objects.get(&key) != Some(&object) {
-                self.stale.touch(&key);
-                self.objects.insert(key, object);
+            if self.objects.get(&key).is_none_or(|old| **old != object) {
+                let old = self.objects.insert(key.clone(), Arc::new(object));
+                self.changed.objects.entry(key).or_insert(old);
             }
         }
         self.current.objects_revision = self.current.revision + 1;
@@ -142,7 +115,7 @@ impl Builder {
         self.ports.resize(ports, None);
         if self.ports[id as usize] != config {
             self.ports[id as usize] = config;
-            self.stale.topology = true;
+            self.changed.ports = true;
         }
     }
 
@@ -151,43 +124,63 @@ impl Builder {
         let news = self.uplink != uplink;
         if news {
             self.uplink = uplink;
-            self.stale.topology = true;
+            self.changed.uplink = true;
         }
         news
     }
 
-    /// The next revision of the tables.
+    /// The next revision of the tables. Shares with the one before it all that has not changed.
     pub fn build(&mut self, neighbours: &Neighbours) -> Arc<Tables> {
-        let stale = std::mem::take(&mut self.stale);
+        let Changed { objects: changed, ports, uplink } = std::mem::take(&mut self.changed);
         let mut next = self.current.clone();
         next.revision += 1;
-        if stale.topology {
-            self.build_topology(&mut next);
+        let (mut local, mut nodes, mut judgements) = (false, false, false);
+        for (key, old) in &changed {
+            let versions = [old.as_deref(), self.objects.get(key).map(AsRef::as_ref)];
+            match key {
+                ObjectKey::LocalNode => local = true,
+                ObjectKey::Node(_) => nodes = true,
+                ObjectKey::Pod(_) => {
+                    let [old, new] = versions.map(|object| object?.pod());
+                    self.pods.change(old, new);
+                    judgements = true;
+                }
+                ObjectKey::Service(_) => {
+                    let [old, new] = versions.map(|object| object?.service());
+                    self.frontends.change(old, new, &mut next.services);
+                }
+                ObjectKey::Policy(_) => {
+                    let [old, new] = versions.map(|object| object?.policy());
+                    self.isolation.change(old, new, &mut self.names);
+                    judgements = true;
+                }
+                // Identities are for people and snapshots; pods and policies carry the numbers.
+                ObjectKey::Identity(_) => {}
+            }
+        }
+        if local {
+            let local = self.objects.local_node();
+            next.node_v4 = node_addresses(local, true);
+            next.node_v6 = node_addresses(local, false);
+            next.local = local.cloned().map(Arc::new);
+            self.pods.change_node();
+        }
+        if ports {
+            self.pods.change_ports(&self.ports);
+        }
+        self.frontends.build(&mut next.services, &self.objects, &mut self.names);
+        self.pods.build(&mut next, &self.objects, &self.ports);
+        self.isolation.build(&mut next.policies, &self.objects);
+        let uplink_mac = |tables: &Tables| tables.port(UPLINK_PORT).map(|port| port.mac);
+        if local || nodes || uplink || uplink_mac(&next) != uplink_mac(&self.current) {
             self.build_nodes(&mut next, neighbours);
+            next.routes = Arc::new(self.routes(&next));
         }
-        if stale.services {
-            let mut services = Services::default();
-            for object in self.objects.values() {
-                if let Object::Service(service) = object {
-                    services.insert(service, |name| self.names.id(name));
-                }
-            }
-            next.services = Arc::new(services);
-        }
-        if stale.policies {
-            let mut policies = Policies::default();
-            for object in self.objects.values() {
-                if let Object::Policy(policy) = object {
-                    policies.insert(policy, |name| self.names.id(name));
-                }
-            }
-            next.policies = Arc::new(policies);
-        }
-        if stale.topology || stale.policies {
+        if local || nodes || uplink || ports || judgements {
             next.flows_valid_since = next.revision as u32;
         }
-        if stale.topology || stale.services {
-            next.routes = Arc::new(self.routes(&next));
+        if std::mem::take(&mut self.frontends.steering_changed) || local {
+            next.steering = Arc::new(self.steering());
         }
         self.current = next;
         Arc::new(self.current.clone())
@@ -195,11 +188,16 @@ impl Builder {
 
     /// Every object, in the order of their keys.
     pub fn objects(&self) -> impl Iterator<Item = &Object> + '_ {
-        self.objects.values()
+        self.objects.iter()
+    }
+
+    /// How many there are.
+    pub fn counts(&self) -> Counts {
+        self.objects.counts()
     }
 
     /// One object.
-    pub fn object(&self, key: &ObjectKey) -> Option<&Object> {
+    pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
     }
 
@@ -228,53 +226,13 @@ impl Builder {
         self.current.objects_revision
     }
 
-    fn local(&self) -> Option<&LocalNode> {
-        match self.objects.get(&ObjectKey::LocalNode) {
-            Some(Object::LocalNode(local)) => Some(local),
-            _ => None,
-        }
-    }
-
-    /// This node, ports and pods.
-    fn build_topology(&self, next: &mut Tables) {
-        let local = self.local().cloned();
-        next.node_v4 = node_addresses(local.as_ref(), true);
-        next.node_v6 = node_addresses(local.as_ref(), false);
-
-        let mut identities: HashMap<&str, u32> = HashMap::new();
-        let mut pods = HashMap::new();
-        for object in self.objects.values() {
-            let Object::Pod(pod) = object else { continue };
-            identities.insert(&pod.name, pod.identity);
-            let here = local.as_ref().is_some_and(|local| local.name == pod.node);
-            for address in &pod.addresses {
-                pods.insert(*address, PodAt { identity: pod.identity, port: None, local: here });
-            }
-        }
-        let mut ports = Vec::with_capacity(self.ports.len());
-        for (id, config) in self.ports.iter().enumerate() {
-            ports.push(config.as_ref().map(|config| {
-                let identity = identities.get(config.name.as_str()).copied();
-                for address in &config.addresses {
-                    let identity = identity.unwrap_or(0);
-                    pods.insert(*address, PodAt { identity, port: Some(id as PortId), local: true });
-                }
-                port(config, identity)
-            }));
-        }
-        next.ports = Arc::new(ports);
-        next.pods = Arc::new(pods);
-        next.local = local.map(Arc::new);
-    }
-
-    /// The other nodes: after this one and its uplink.
+    /// The other nodes. All of them: there are thousands at most, and they hardly change.
     fn build_nodes(&mut self, next: &mut Tables, neighbours: &Neighbours) {
         let mut nodes: Vec<Node> = next.nodes.iter().cloned().collect();
         nodes.iter_mut().for_each(|node| node.exists = false);
         let mut by_address = HashMap::new();
         let uplink_routes = uplink_routes(&self.uplink);
-        for object in self.objects.values() {
-            let Object::Node(node) = object else { continue };
+        for node in self.objects.nodes() {
             let Some(compiled) = compile_node(node, next, &uplink_routes, neighbours) else { continue };
             let number = match self.node_numbers.get(&node.name) {
                 Some(number) => *number,
@@ -305,16 +263,11 @@ impl Builder {
                 routes.insert(*cidr, Route::LocalPods);
             }
         }
-        for object in self.objects.values() {
-            let Object::Node(node) = object else { continue };
+        for node in self.objects.nodes() {
             let Some(number) = self.node_numbers.get(&node.name) else { continue };
             for cidr in &node.pod_cidrs {
                 routes.insert(*cidr, Route::Tunnel(*number));
             }
-        }
-        let frontends: HashSet<Addr> = next.services.addresses().map(|(address, _)| address).collect();
-        for address in frontends {
-            routes.insert(host_prefix(address), Route::Service);
         }
         if let Some(local) = &next.local {
             for address in local.addresses.iter().copied().chain(local.gateways()) {
@@ -323,16 +276,18 @@ impl Builder {
         }
         routes
     }
-}
 
-impl Stale {
-    fn touch(&mut self, key: &ObjectKey) {
-        match key {
-            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Pod(_) => self.topology = true,
-            ObjectKey::Service(_) => self.services = true,
-            ObjectKey::Policy(_) => self.policies = true,
-            // Identities are for people and snapshots; pods and policies carry the numbers.
-            ObjectKey::Identity(_) => {}
+    /// What the kernel has to send here.
+    fn steering(&self) -> Steering {
+        let local = self.objects.local_node();
+        let mut prefixes = local.map_or_else(Vec::new, |local| local.pod_cidrs.clone());
+        prefixes.extend(self.frontends.external().map(host_prefix));
+        prefixes.sort_unstable();
+        Steering {
+            vxlan_port: local.map_or(0, |local| local.vxlan_port),
+            node_addresses: local.map_or_else(Vec::new, |local| local.addresses.clone()),
+            node_ports: self.frontends.node_ports().collect(),
+            prefixes,
         }
     }
 }
@@ -406,21 +361,4 @@ fn envelope(tables: &Tables, to: (Mac, Addr), from: Addr) -> Option<Envelope> {
     let is_v4 = from.is_v4() && to.1.is_v4();
     let (from, to) = ((tables.vtep_mac(), from.last4()), (to.0, to.1.last4()));
     is_v4.then(|| Envelope::new(uplink.mac, from, to, local.vxlan_port, local.vni))
-}
-
-fn port(config: &PortConfig, identity: Option<u32>) -> Port {
-    let mut addresses = [Addr::UNSPECIFIED; 2];
-    for (slot, address) in addresses.iter_mut().zip(&config.addresses) {
-        *slot = *address;
-    }
-    Port {
-        kind: config.kind,
-        mac: if config.kind == PortKind::Uplink { config.mac } else { GATEWAY_MAC },
-        peer_mac: config.peer_mac,
-        mtu: config.mtu,
-        addresses,
-        identity: identity.unwrap_or(0),
-        admitted: config.kind != PortKind::Pod || identity.is_some(),
-        name: config.name.as_str().into(),
-    }
 }

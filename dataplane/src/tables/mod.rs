@@ -3,6 +3,8 @@
 
 pub mod build;
 pub mod flows;
+pub mod maglev;
+pub mod map;
 pub mod neighbours;
 pub mod objects;
 pub mod policy;
@@ -11,14 +13,15 @@ pub mod services;
 
 use std::sync::Arc;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
+use map::Map;
 use objects::LocalNode;
-use policy::Policies;
+use policy::{Direction, Policies};
 use route::{Prefix, Route, Routes};
 use services::Services;
 
@@ -31,7 +34,7 @@ pub const FIRST_POD_PORT: PortId = 2;
 /// How many ports there can be.
 pub const MAX_PORTS: usize = 1024;
 
-/// Everything that workers read and never write: one revision of it.
+/// Everything that workers read and never write: one revision of it. A clone shares everything.
 #[derive(Clone, Debug, Default)]
 pub struct Tables {
     /// The revision's number. Everything that changes any table makes a new one: transactions, ports,
@@ -55,13 +58,15 @@ pub struct Tables {
     /// By number: uplink, host, pods.
     pub ports: Arc<Vec<Option<Port>>>,
     /// Every pod of the cluster, by address.
-    pub pods: Arc<HashMap<Addr, PodAt>>,
+    pub pods: Map<Addr, PodAt>,
     /// See [`Services`].
-    pub services: Arc<Services>,
+    pub services: Services,
     /// See [`Policies`].
-    pub policies: Arc<Policies>,
-    /// See [`Routes`].
+    pub policies: Policies,
+    /// See [`Routes`]. Those of Services are not in them: see [`Tables::route`].
     pub routes: Arc<Routes>,
+    /// What the kernel is told.
+    pub steering: Arc<Steering>,
 }
 
 /// The node's own addresses of one family.
@@ -189,36 +194,34 @@ impl Tables {
         self.pods.get(addr).map_or(0, |pod| pod.identity)
     }
 
+    /// Asks for the memory that judging a connection between these ends will read: first of the pods...
+    #[inline]
+    pub fn prefetch_ends(&self, src: &Addr, dst: &Addr) {
+        self.pods.prefetch(src);
+        self.pods.prefetch(dst);
+    }
+
+    /// ...and then, once that has come, of their policies.
+    #[inline]
+    pub fn prefetch_policies(&self, src: &Addr, dst: &Addr) {
+        let [src, dst] = [src, dst].map(|addr| self.pods.get(addr));
+        let identity = |pod: Option<&PodAt>| pod.map_or(0, |pod| pod.identity);
+        if let Some(pod) = src.filter(|pod| pod.local) {
+            self.policies.prefetch(Direction::Egress, pod.identity, identity(dst));
+        }
+        if let Some(pod) = dst.filter(|pod| pod.local) {
+            self.policies.prefetch(Direction::Ingress, pod.identity, identity(src));
+        }
+    }
+
     /// Where an address is.
     #[inline]
     pub fn route(&self, addr: &Addr) -> Option<Route> {
+        // As a route of a single address each, but for the node's own, which are more so.
+        if self.services.has_address(addr) && !self.is_node_address(addr) {
+            return Some(Route::Service);
+        }
         self.routes.lookup(addr)
-    }
-
-    /// What the steering program has to send to the sockets.
-    pub fn steering(&self) -> Steering {
-        let mut prefixes = Vec::new();
-        let mut node_addresses = Vec::new();
-        if let Some(local) = &self.local {
-            prefixes.extend(local.pod_cidrs.iter().copied());
-            node_addresses.extend(local.addresses.iter().copied());
-        }
-        let external: HashSet<Addr> = self
-            .services
-            .addresses()
-            .filter(|(_, kind)| *kind != objects::FrontendKind::ClusterIp)
-            .map(|(addr, _)| addr)
-            .collect();
-        prefixes.extend(external.into_iter().map(route::host_prefix));
-        prefixes.sort_unstable();
-        let mut node_ports: Vec<(u16, u8)> = self.services.node_ports().collect();
-        node_ports.sort_unstable();
-        Steering {
-            vxlan_port: self.local.as_ref().map_or(0, |local| local.vxlan_port),
-            node_addresses,
-            node_ports,
-            prefixes,
-        }
     }
 }
 

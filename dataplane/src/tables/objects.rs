@@ -68,6 +68,21 @@ impl Object {
             Object::Policy(policy) => ObjectKey::Policy(policy.name.clone()),
         }
     }
+
+    /// The pod, if it is one.
+    pub fn pod(&self) -> Option<&Pod> {
+        if let Object::Pod(pod) = self { Some(pod) } else { None }
+    }
+
+    /// The Service, if it is one.
+    pub fn service(&self) -> Option<&Service> {
+        if let Object::Service(service) = self { Some(service) } else { None }
+    }
+
+    /// The policy, if it is one.
+    pub fn policy(&self) -> Option<&Policy> {
+        if let Object::Policy(policy) = self { Some(policy) } else { None }
+    }
 }
 
 /// The node that this dataplane serves, and what holds for the whole cluster.

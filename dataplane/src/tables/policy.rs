@@ -1,20 +1,27 @@
 //! NetworkPolicies, compiled: for each identity, whether it is isolated and what it may do.
 
-use std::net::IpAddr;
+mod intervals;
+pub(super) mod program;
 
-use hashbrown::{HashMap, HashSet};
+use std::sync::Arc;
 
-use super::objects::{IpBlock, Policy, PortRange, Rule};
+use super::map::Map;
 use super::services::Id;
 use crate::wire::Addr;
+use program::Program;
 
 /// Which end of a connection is judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// The destination's.
     Ingress,
     /// The source's.
     Egress,
+}
+
+impl Direction {
+    /// Both.
+    pub const ALL: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 }
 
 /// What is judged: the other end, and the destination's port.
@@ -48,107 +55,44 @@ impl Judgement {
     }
 }
 
-/// All policies, compiled.
+/// An identity at one end of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Subject {
+    pub identity: u32,
+    pub direction: Direction,
+}
+
+/// All policies, compiled. Made by [`super::build`].
+///
+/// Each identity has a [`Program`] for each direction in which it is isolated: all rules that hold for it. (What
+/// comes before and after NetworkPolicies, when there is such a thing, is more programs asked in turn.)
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
-    ingress: HashMap<u32, Program>,
-    egress: HashMap<u32, Program>,
-}
-
-/// What one identity may do in one direction.
-#[derive(Clone, Debug, Default)]
-struct Program {
-    /// Names of the policies that isolate it.
-    isolated_by: Vec<String>,
-    allows: Vec<Allow>,
-}
-
-#[derive(Clone, Debug)]
-struct Allow {
-    rule: Id,
-    any_peer: bool,
-    identities: HashSet<u32>,
-    blocks: Vec<IpBlock>,
-    ports: Vec<PortRange>,
+    pub(super) programs: Map<Subject, Arc<Program>>,
 }
 
 impl Policies {
-    /// Adds a policy; `id_of` numbers its rules by name.
-    pub fn insert(&mut self, policy: &Policy, mut id_of: impl FnMut(&str) -> Id) {
-        for (direction, isolates, rules) in [
-            (Direction::Ingress, policy.isolates_ingress, &policy.ingress),
-            (Direction::Egress, policy.isolates_egress, &policy.egress),
-        ] {
-            if !isolates {
-                continue;
-            }
-            for subject in &policy.subjects {
-                let program = self.programs(direction).entry(*subject).or_default();
-                program.isolated_by.push(policy.name.clone());
-                for rule in
-                    rules.iter().filter(|rule| rule.subjects.is_empty() || rule.subjects.contains(subject))
-                {
-                    let id = id_of(&rule_name(&policy.name, direction, rule.index));
-                    program.allows.push(Allow::new(rule, id));
-                }
-            }
+    /// Judges one end of a connection.
+    #[inline]
+    pub fn judge(&self, direction: Direction, subject: u32, peer: &Peer) -> Judgement {
+        match self.programs.get(&Subject { identity: subject, direction }) {
+            Some(program) => program.judge(peer),
+            None => Judgement::NotIsolated,
         }
     }
 
-    /// Judges one end of a connection.
-    pub fn judge(&self, direction: Direction, subject: u32, peer: &Peer) -> Judgement {
-        let programs = match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
-        };
-        let Some(program) = programs.get(&subject) else { return Judgement::NotIsolated };
-        match program.allows.iter().find(|allow| allow.matches(peer)) {
-            Some(allow) => Judgement::Allowed(allow.rule),
-            None => Judgement::Denied,
+    /// Asks for the memory that [`Policies::judge`] will read of a peer with this identity.
+    #[inline]
+    pub fn prefetch(&self, direction: Direction, subject: u32, peer: u32) {
+        if let Some(program) = self.programs.get(&Subject { identity: subject, direction }) {
+            program.prefetch(peer);
         }
     }
 
     /// Names of the policies that isolate an identity.
-    pub fn isolating(&self, direction: Direction, subject: u32) -> &[String] {
-        let programs = match direction {
-            Direction::Ingress => &self.ingress,
-            Direction::Egress => &self.egress,
-        };
-        programs.get(&subject).map_or(&[], |program| &program.isolated_by)
-    }
-
-    fn programs(&mut self, direction: Direction) -> &mut HashMap<u32, Program> {
-        match direction {
-            Direction::Ingress => &mut self.ingress,
-            Direction::Egress => &mut self.egress,
-        }
-    }
-}
-
-impl Allow {
-    fn new(rule: &Rule, id: Id) -> Allow {
-        Allow {
-            rule: id,
-            any_peer: rule.any_peer,
-            identities: rule.peer_identities.iter().copied().collect(),
-            blocks: rule.peer_blocks.clone(),
-            ports: rule.ports.clone(),
-        }
-    }
-
-    fn matches(&self, peer: &Peer) -> bool {
-        let ports = self.ports.is_empty()
-            || self
-                .ports
-                .iter()
-                .any(|range| range.proto == peer.proto && (range.first..=range.last).contains(&peer.port));
-        ports
-            && (self.any_peer
-                || (peer.identity != 0 && self.identities.contains(&peer.identity))
-                || (!self.blocks.is_empty() && {
-                    let address = IpAddr::from(peer.address);
-                    self.blocks.iter().any(|block| block.contains(address))
-                }))
+    pub fn isolating(&self, direction: Direction, subject: u32) -> &[Arc<str>] {
+        let program = self.programs.get(&Subject { identity: subject, direction });
+        program.map_or(&[], |program| program.isolated_by())
     }
 }
 

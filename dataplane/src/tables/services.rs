@@ -1,38 +1,66 @@
 //! Frontends and their backends.
 
-use hashbrown::{HashMap, HashSet};
+use std::sync::Arc;
 
-use super::objects::{FrontendKind, Service};
+use super::map::Map;
+use super::objects::FrontendKind;
 use crate::batch::Key;
+use crate::prefetch;
 use crate::wire::Addr;
 
 /// Number of a service port or a backend within a process's life; 0: none. Never used twice.
 pub type Id = u32;
 
-/// All Services, compiled.
+/// All Services, compiled. Made by [`super::build`].
+///
+/// A frontend's entry has everything but the backends themselves: a connection costs one look-up, and one line
+/// more for the backend that it gets.
 #[derive(Clone, Debug, Default)]
 pub struct Services {
-    frontends: HashMap<(Addr, u16, u8), Frontend>,
-    node_ports: HashMap<(u16, u8), Frontend>,
-    ports: Vec<ServicePort>,
+    pub(super) frontends: Map<FrontendKey, ServicePort>,
     /// Every address that is some frontend's: on other ports it refuses.
-    addresses: HashSet<Addr>,
+    pub(super) addresses: Map<Addr, ()>,
+    pub(super) backends: usize,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Frontend {
-    port: u32,
-    kind: FrontendKind,
+/// Where a frontend is reached. Node ports have no address of their own, and an entry for each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct FrontendKey {
+    pub address: Addr,
+    pub port: u16,
+    pub proto: u8,
 }
 
-/// One port of a Service, compiled.
-#[derive(Clone, Debug)]
+impl FrontendKey {
+    /// In place of the address of IPv4 node ports, and of IPv6 ones: no packet's destination.
+    pub const ANY_NODE: [Addr; 2] = [Addr::v4([0; 4]), Addr::UNSPECIFIED];
+
+    #[inline(always)]
+    fn of(key: &Key) -> FrontendKey {
+        FrontendKey { address: key.dst, port: key.dport, proto: key.proto }
+    }
+
+    #[inline(always)]
+    fn node_port(key: &Key) -> FrontendKey {
+        let any = FrontendKey::ANY_NODE[usize::from(!key.dst.is_v4())];
+        FrontendKey { address: any, port: key.dport, proto: key.proto }
+    }
+
+    /// Whether it is a node port's.
+    pub fn is_node_port(&self) -> bool {
+        FrontendKey::ANY_NODE.contains(&self.address)
+    }
+}
+
+/// One port of a Service, as one of its frontends leads to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its number, for flows.
     pub id: Id,
-    /// IPv4 and IPv6 backends apart: a flow stays within its family.
-    v4: Vec<Backend>,
-    v6: Vec<Backend>,
+    /// What kind of frontend has led here.
+    pub(super) kind: FrontendKind,
+    /// Those of the frontend's family: a flow stays within its family. Shared by the frontends of the port.
+    pub(super) backends: Arc<[Backend]>,
 }
 
 /// A backend, compiled.
@@ -58,58 +86,33 @@ pub enum Found<'a> {
 }
 
 impl Services {
-    /// Adds a Service; `id_of` numbers "service port" and backend names.
-    pub fn insert(&mut self, service: &Service, mut id_of: impl FnMut(&str) -> Id) {
-        for port in &service.ports {
-            let name = port_name(&service.name, &port.name, port.proto);
-            let mut compiled = ServicePort { id: id_of(&name), v4: Vec::new(), v6: Vec::new() };
-            for backend in &port.backends {
-                let id = id_of(&backend_name(&name, backend.address, backend.port));
-                let backend = Backend { id, address: backend.address, port: backend.port };
-                if backend.address.is_v4() { &mut compiled.v4 } else { &mut compiled.v6 }.push(backend);
-            }
-            let number = self.ports.len() as u32;
-            self.ports.push(compiled);
-            for frontend in &port.frontends {
-                let entry = Frontend { port: number, kind: frontend.kind };
-                match frontend.address {
-                    Some(address) => {
-                        self.addresses.insert(address);
-                        self.frontends.entry((address, frontend.port, port.proto)).or_insert(entry);
-                    }
-                    None => {
-                        self.node_ports.entry((frontend.port, port.proto)).or_insert(entry);
-                    }
-                }
-            }
-        }
-    }
-
     /// What the key's destination is; `to_node`: it is an address of this node, so node ports count.
     #[inline]
     pub fn find(&self, key: &Key, to_node: bool) -> Found<'_> {
-        if let Some(frontend) = self.frontends.get(&(key.dst, key.dport, key.proto)) {
-            return Found::Port(&self.ports[frontend.port as usize], frontend.kind);
+        if let Some(port) = self.frontends.get(&FrontendKey::of(key)) {
+            return Found::Port(port, port.kind);
         }
-        if to_node && let Some(frontend) = self.node_ports.get(&(key.dport, key.proto)) {
-            return Found::Port(&self.ports[frontend.port as usize], frontend.kind);
+        if to_node && let Some(port) = self.frontends.get(&FrontendKey::node_port(key)) {
+            return Found::Port(port, port.kind);
         }
-        if self.addresses.contains(&key.dst) { Found::WrongPort } else { Found::Nothing }
+        if self.has_address(&key.dst) { Found::WrongPort } else { Found::Nothing }
     }
 
-    /// Every node port in use, with its protocol.
-    pub fn node_ports(&self) -> impl Iterator<Item = (u16, u8)> + '_ {
-        self.node_ports.keys().copied()
+    /// Asks for the memory that [`Services::find`] will read of a frontend.
+    #[inline]
+    pub fn prefetch(&self, key: &Key) {
+        self.frontends.prefetch(&FrontendKey::of(key));
     }
 
-    /// Every address of a frontend outside the node's own, with its kind.
-    pub fn addresses(&self) -> impl Iterator<Item = (Addr, FrontendKind)> + '_ {
-        self.frontends.iter().map(|((address, _, _), frontend)| (*address, frontend.kind))
+    /// Whether some frontend has this address, on whatever port.
+    #[inline]
+    pub fn has_address(&self, address: &Addr) -> bool {
+        self.addresses.contains_key(address)
     }
 
     /// Number of backends.
     pub fn backends(&self) -> usize {
-        self.ports.iter().map(|port| port.v4.len() + port.v6.len()).sum()
+        self.backends
     }
 }
 
@@ -117,9 +120,19 @@ impl ServicePort {
     /// A backend of the family, any with the same chance; `random` is uniform over its 32 bits.
     #[inline]
     pub fn choose(&self, v6: bool, random: u32) -> Option<&Backend> {
-        let backends = if v6 { &self.v6 } else { &self.v4 };
-        // Multiply and shift: no division, no bias that matters at these sizes.
-        backends.get(((u64::from(random) * backends.len() as u64) >> 32) as usize)
+        self.backends.get(self.index(random)).filter(|backend| backend.address.is_v4() != v6)
+    }
+
+    /// Asks for the memory of the backend that [`ServicePort::choose`] will choose.
+    #[inline]
+    pub fn prefetch(&self, random: u32) {
+        prefetch::read(self.backends.as_ptr().wrapping_add(self.index(random)));
+    }
+
+    /// Multiply and shift: no division, no bias that matters at these sizes.
+    #[inline(always)]
+    fn index(&self, random: u32) -> usize {
+        ((u64::from(random) * self.backends.len() as u64) >> 32) as usize
     }
 }
 
@@ -135,44 +148,38 @@ pub fn backend_name(port_name: &str, address: Addr, port: u16) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::objects;
+    use std::collections::HashMap;
+
+    use super::super::build::Builder;
+    use super::super::neighbours::Neighbours;
+    use super::super::objects::{self, Object};
     use super::*;
 
     fn service(backends: usize) -> Services {
         let addr = |n: u8| Addr::v4([10, 0, 0, n]);
-        let mut services = Services::default();
-        let mut next = 0;
-        services.insert(
-            &objects::Service {
-                name: "shop/web".into(),
-                affinity_seconds: 0,
-                ports: vec![objects::ServicePort {
-                    name: "http".into(),
-                    proto: 6,
-                    frontends: vec![
-                        objects::Frontend {
-                            kind: FrontendKind::ClusterIp,
-                            address: Some(addr(200)),
-                            port: 80,
-                        },
-                        objects::Frontend { kind: FrontendKind::NodePort, address: None, port: 30080 },
-                    ],
-                    backends: (0..backends)
-                        .map(|n| objects::Backend {
-                            address: addr(n as u8),
-                            port: 8080,
-                            pod: String::new(),
-                            node: String::new(),
-                        })
-                        .collect(),
-                }],
-            },
-            |_| {
-                next += 1;
-                next
-            },
-        );
-        services
+        let service = objects::Service {
+            name: "shop/web".into(),
+            affinity_seconds: 0,
+            ports: vec![objects::ServicePort {
+                name: "http".into(),
+                proto: 6,
+                frontends: vec![
+                    objects::Frontend { kind: FrontendKind::ClusterIp, address: Some(addr(200)), port: 80 },
+                    objects::Frontend { kind: FrontendKind::NodePort, address: None, port: 30080 },
+                ],
+                backends: (0..backends)
+                    .map(|n| objects::Backend {
+                        address: addr(n as u8),
+                        port: 8080,
+                        pod: String::new(),
+                        node: String::new(),
+                    })
+                    .collect(),
+            }],
+        };
+        let mut builder = Builder::default();
+        builder.change(vec![Object::Service(service)], &[]);
+        builder.build(&Neighbours::default()).services.clone()
     }
 
     fn key(dst: [u8; 4], dport: u16) -> Key {

@@ -1,12 +1,13 @@
 //! One address type for both families.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv6 address, or an IPv4 address in its v4-mapped form (RFC 4291, 2.5.5.2).
 ///
 /// Sixteen plain bytes in network order, so that it is compared, hashed and copied as such.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(transparent)]
 pub struct Addr(pub [u8; 16]);
 
@@ -74,6 +75,14 @@ impl Addr {
 impl Default for Addr {
     fn default() -> Addr {
         Addr::UNSPECIFIED
+    }
+}
+
+// One number, which hashers take faster than sixteen bytes.
+impl Hash for Addr {
+    #[inline(always)]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(u128::from_ne_bytes(self.0));
     }
 }
 

@@ -3,5 +3,6 @@
 
 mod flows;
 mod parser;
+mod revisions;
 mod tables;
 mod translation;

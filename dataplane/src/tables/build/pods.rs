@@ -1,0 +1,125 @@
+//! One pod's or port's change, taken into the tables.
+//!
+//! Where two pods have one address, the last in the order of their names has it; a port that is attached here
+//! has its addresses whatever the pods say.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::objects::Objects;
+use super::{PortConfig, Tables};
+use crate::batch::PortId;
+use crate::tables::map::Map;
+use crate::tables::objects::Pod;
+use crate::tables::{PodAt, Port, PortKind};
+use crate::wire::Addr;
+use crate::wire::ethernet::GATEWAY_MAC;
+
+/// Which pods have which addresses, and which ports.
+#[derive(Debug, Default)]
+pub(super) struct Pods {
+    claims: BTreeSet<(Addr, Arc<str>)>,
+    /// The port that has an address.
+    ports: HashMap<Addr, PortId>,
+    /// Names of the ports.
+    attached: HashSet<String>,
+    /// Addresses to look at again.
+    stale: Vec<Addr>,
+    /// Whether the ports have to be compiled anew.
+    stale_ports: bool,
+}
+
+impl Pods {
+    /// A pod is new, different (`old`: what it was), or gone.
+    pub fn change(&mut self, old: Option<&Pod>, new: Option<&Pod>) {
+        let Some(pod) = old.or(new) else { return };
+        let name: Arc<str> = pod.name.as_str().into();
+        let addresses = |pod: Option<&Pod>| pod.map_or_else(Vec::new, |pod| pod.addresses.clone());
+        for address in addresses(old) {
+            self.claims.remove(&(address, name.clone()));
+            self.stale.push(address);
+        }
+        for address in addresses(new) {
+            self.claims.insert((address, name.clone()));
+            self.stale.push(address);
+        }
+        if self.attached.contains(&*name) {
+            self.stale_ports = true;
+            self.stale.extend(self.ports.keys());
+        }
+    }
+
+    /// Ports have been opened, changed or closed. There are few of them at most: all are looked at.
+    pub fn change_ports(&mut self, ports: &[Option<PortConfig>]) {
+        self.stale.extend(self.ports.drain().map(|(address, _)| address));
+        self.attached.clear();
+        for (id, config) in ports.iter().enumerate().filter_map(|(id, port)| Some((id, port.as_ref()?))) {
+            self.attached.insert(config.name.clone());
+            self.ports.extend(config.addresses.iter().map(|address| (*address, id as PortId)));
+        }
+        self.stale.extend(self.ports.keys());
+        self.stale_ports = true;
+    }
+
+    /// Which node this is has changed, and so what is local.
+    pub fn change_node(&mut self) {
+        self.stale.extend(self.claims.iter().map(|(address, _)| *address));
+    }
+
+    /// Brings the tables up to date.
+    pub fn build(&mut self, next: &mut Tables, objects: &Objects, ports: &[Option<PortConfig>]) {
+        if std::mem::take(&mut self.stale_ports) {
+            let compiled = ports.iter().map(|config| config.as_ref().map(|config| port(config, objects)));
+            next.ports = Arc::new(compiled.collect());
+        }
+        let here = objects.local_node().map(|local| local.name.as_str());
+        for address in std::mem::take(&mut self.stale) {
+            self.resolve(address, &mut next.pods, objects, here, ports);
+        }
+    }
+
+    fn resolve(
+        &self,
+        address: Addr,
+        pods: &mut Map<Addr, PodAt>,
+        objects: &Objects,
+        here: Option<&str>,
+        ports: &[Option<PortConfig>],
+    ) {
+        let attached = self.ports.get(&address).and_then(|id| Some((*id, ports[*id as usize].as_ref()?)));
+        let at = if let Some((id, config)) = attached {
+            let identity = objects.pod(&config.name).map_or(0, |pod| pod.identity);
+            Some(PodAt { identity, port: Some(id), local: true })
+        } else {
+            let claims = self.claims.range((address, Arc::default())..);
+            let last = claims.take_while(|claim| claim.0 == address).last();
+            let pod = last.and_then(|(_, name)| objects.pod(name));
+            pod.map(|pod| PodAt { identity: pod.identity, port: None, local: here == Some(&*pod.node) })
+        };
+        match at {
+            Some(at) if pods.get(&address) == Some(&at) => {}
+            Some(at) => _ = pods.insert(address, at),
+            None => _ = pods.remove(&address),
+        }
+    }
+}
+
+fn port(config: &PortConfig, objects: &Objects) -> Port {
+    let identity = objects.pod(&config.name).map(|pod| pod.identity);
+    let mut addresses = [Addr::UNSPECIFIED; 2];
+    for (slot, address) in addresses.iter_mut().zip(&config.addresses) {
+        *slot = *address;
+    }
+    Port {
+        kind: config.kind,
+        mac: if config.kind == PortKind::Uplink { config.mac } else { GATEWAY_MAC },
+        peer_mac: config.peer_mac,
+        mtu: config.mtu,
+        addresses,
+        identity: identity.unwrap_or(0),
+        admitted: config.kind != PortKind::Pod || identity.is_some(),
+        name: config.name.as_str().into(),
+    }
+}
