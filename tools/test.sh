@@ -2,7 +2,7 @@
 # Runs every check that a change must pass, to the end, and then says what each one found.
 #
 #   tools/test.sh           all of it; as root, or with sudo
-#   tools/test.sh --quick   without the documentation, the build without clang, and loom
+#   tools/test.sh --quick   without the documentation, the build without clang, loom and shuttle
 #
 # WIRELANE_SKIP_PRIVILEGED=1 leaves out the tests that need root, and says so.
 set -euo pipefail
@@ -36,6 +36,8 @@ main() {
             cargo test -p wirelane-dataplane --no-default-features --no-fail-fast
         check 'loom' env RUSTFLAGS='--cfg wirelane_loom' \
             cargo test --profile loom -p wirelane-dataplane --no-default-features --lib loom
+        check 'shuttle' env RUSTFLAGS='--cfg wirelane_shuttle' \
+            cargo test --profile loom -p wirelane-dataplane --no-default-features --lib shuttle
     fi
     check 'nothing left behind' nothing_new_since "$before"
 

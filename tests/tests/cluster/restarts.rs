@@ -1,6 +1,7 @@
 //! Daemons that are killed: traffic does not notice that control is gone, and a dataplane comes back alone.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
@@ -10,6 +11,8 @@ use wirelane::{
     lab::{Namespace, eventually, plan::NODE1},
     traffic::Session,
 };
+
+use wirelane_proto::v1::Flow;
 
 use crate::{
     bed::{Bed, PATIENCE, ask, open, privileged},
@@ -121,6 +124,73 @@ fn a_killed_dataplane_comes_back_alone_with_its_last_tables() {
     })
     .unwrap();
     assert_new_connections(&bed);
+}
+
+/// Connections do not notice that the dataplane was killed and has come back, nor, later, that their Service has other
+/// backends or has gone; and `wirelane flows` says of them what it said before.
+#[test]
+fn connections_go_on_when_the_dataplane_is_killed() {
+    if !privileged() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let [node, node_ipv6] = NODE1.addresses();
+    let to = |address, port| SocketAddr::new(address, port);
+    let mut sessions = [
+        // Both behind the node's address, one of them through the tunnel.
+        (FAR.name, open(&bed.client, to(node, TO_FAR.node_port))),
+        (NEAR.name, open(&bed.client, to(node_ipv6, TO_NEAR.node_port))),
+        (NEAR.name, open(bed.pod(GUEST), to(TO_NEAR.addresses()[0], HTTP))),
+        (FAR.name, open(bed.pod(GUEST), to(FAR.addresses()[1], ANSWERS))),
+    ];
+    let mut ask_all = || {
+        for (name, session) in &mut sessions {
+            assert_eq!(session.ask().unwrap().name, *name);
+        }
+    };
+    ask_all();
+    let before = established(&bed);
+    assert_eq!(before.len(), 4, "{before:?}");
+
+    bed.node1.control().unwrap().kill().unwrap();
+    bed.node1.dataplane().unwrap().kill().unwrap();
+    bed.node1.start_dataplane().unwrap();
+    ask_all();
+    let after = established(&bed);
+    for (ends, flow) in &before {
+        let same = after.get(ends).unwrap_or_else(|| panic!("{flow:?} is not among {after:?}"));
+        assert_eq!((&same.service, &same.backend), (&flow.service, &flow.backend));
+        assert!(same.packets > flow.packets && same.reply_packets > flow.reply_packets, "{same:?} {flow:?}");
+        assert!(same.bytes > flow.bytes && same.reply_bytes > flow.reply_bytes, "{same:?} {flow:?}");
+    }
+    let tables = bed.node1.daemons().status().unwrap().flow_tables;
+    assert!(tables.iter().all(|table| table.adopted >= 2), "{tables:?}");
+
+    // With other backends, while it is away.
+    bed.node1.dataplane().unwrap().kill().unwrap();
+    bed.manifests.write("endpoints.yaml", &(TO_NEAR.slices(&[OTHER]) + &TO_FAR.slices(&[OTHER])));
+    bed.node1.start_dataplane().unwrap();
+    bed.node1.start_control().unwrap();
+    bed.settle();
+    ask_all();
+    assert_eq!(ask(bed.pod(GUEST), to(TO_NEAR.addresses()[0], HTTP)).name, OTHER.name);
+
+    // And without the Services, of which the node's kernel has the ports then.
+    bed.manifests.remove("endpoints.yaml");
+    bed.withdraw("services.yaml");
+    for (name, session) in &mut sessions[2..] {
+        assert_eq!(session.ask().unwrap().name, *name);
+    }
+}
+
+/// The connections that are open: by protocol and both ends, before and after translation.
+fn established(bed: &Bed) -> BTreeMap<String, Flow> {
+    let flows = bed.node1.daemons().flows(None, 0).unwrap();
+    flows
+        .into_iter()
+        .filter(|flow| flow.state == "established")
+        .map(|flow| (format!("{:?} {:?}", flow.original, flow.reply), flow))
+        .collect()
 }
 
 /// New connections of every kind, both families.

@@ -7,11 +7,16 @@ use hashbrown::HashMap;
 use crate::tables::services::Id;
 
 /// Numbers of service ports, backends and rules, and back. 0 is nobody's.
+///
+/// A name has the same number in every run, since flows outlive the process and carry numbers: it is made of the name.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     ids: HashMap<Arc<str>, Id>,
-    names: Vec<Arc<str>>,
+    names: HashMap<Id, Arc<str>>,
 }
+
+/// Flows have room for as many bits of a number.
+const ID_BITS: u32 = 30;
 
 impl Names {
     /// The number of a name, given to it now if it has none.
@@ -19,16 +24,23 @@ impl Names {
         if let Some(id) = self.ids.get(name) {
             return *id;
         }
+        // FNV-1a, folded. Of a million names some hundred share theirs, and get the next one that is free.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let mut id = (hash ^ hash >> 32) as Id & ((1 << ID_BITS) - 1);
+        while id == 0 || self.names.contains_key(&id) {
+            id = (id + 1) & ((1 << ID_BITS) - 1);
+        }
         let name: Arc<str> = name.into();
-        self.names.push(name.clone());
-        let id = self.names.len() as Id;
+        self.names.insert(id, name.clone());
         self.ids.insert(name, id);
         id
     }
 
     /// The name of a number.
     pub fn name(&self, id: Id) -> Option<&str> {
-        self.names.get((id as usize).checked_sub(1)?).map(AsRef::as_ref)
+        self.names.get(&id).map(AsRef::as_ref)
     }
 
     /// The number of a name that has one.
