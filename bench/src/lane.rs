@@ -21,6 +21,9 @@ use crate::world::{Step, World};
 pub const FRAMES: u32 = 1 << 16;
 /// Of so many packets of handshakes, behind the first, one is looked at.
 const LOOKED_AT: usize = 16;
+/// When no more records than these are free, flows that wait for an answer may have to go for new ones: there,
+/// one handshake is over before the next begins.
+const CROWDED: u32 = 1 << 15;
 /// As large as those of a worker.
 const CHUNK: usize = 2048;
 /// Records that a worker looks at in a millisecond.
@@ -239,16 +242,19 @@ impl Lane {
     }
 }
 
-/// A connection's first packets, each carried and the first of them checked, for flows `first..last`: client to backend and
-/// back, so that both directions have a next hop.
+/// A connection's first packets, each carried and the first of them checked, for flows `first..last`: client to
+/// backend and back, so that both directions have a next hop.
 ///
 /// # Errors
 /// What is wrong with a packet.
 pub fn establish(world: &mut World, lane: &mut Lane, first: u32, last: u32) -> anyhow::Result<()> {
     use wirelane_dataplane::wire::tcp::{ACK, SYN};
-    let step = lane.frames() as u32;
-    for from in (first..last).step_by(step as usize) {
+    let crowded = world.capacity() - (world.capacity() / 2).min(CROWDED);
+    let mut from = first;
+    while from < last {
+        let step = if from < crowded { (lane.frames() as u32).min(crowded - from) } else { 1 };
         let flows = from..last.min(from + step);
+        from = flows.end;
         lane.lay_out(world, flows.clone().map(|flow| Step { flow, reply: false, flags: SYN }))?;
         lane.carry();
         lane.check_first(world)?;

@@ -21,7 +21,7 @@ pub const WINDOW: u64 = 512;
 /// Of so many frames that arrive one is looked at.
 const LOOKED_AT: u64 = 64;
 /// What has not arrived after this is lost.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(200);
 /// Nanoseconds: what took longer counts as this.
 const LONGEST: u64 = 10_000_000_000;
 /// Where the TCP sequence number of a frame is.

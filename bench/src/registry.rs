@@ -49,6 +49,8 @@ pub const ENTRIES: &[Entry] = &[
     entry("peer/rte_hash_miss/1m", "ns per lookup"),
     entry("flows/hit/1m", "ns per lookup").against("peer/rte_hash_hit/1m"),
     entry("flows/miss/1m", "ns per lookup").against("peer/rte_hash_miss/1m"),
+    entry("flows/hit/1m/alone", "ns per lookup").against("peer/rte_hash_hit/1m"),
+    entry("flows/miss/1m/alone", "ns per lookup").against("peer/rte_hash_miss/1m"),
     entry("flows/bytes_per_flow", "bytes"),
     entry("scale/2_workers", "ratio"),
     entry("tables/update/p99", "us"),

@@ -195,6 +195,15 @@ impl World {
         self.backends.len() as u32
     }
 
+    /// How many flows its table holds.
+    pub fn capacity(&self) -> u32 {
+        let capacity = match self.shape.family {
+            Family::V4 => self.shared.flows_v4.capacity(),
+            Family::V6 => self.shared.flows_v6.capacity(),
+        };
+        capacity as u32
+    }
+
     /// How many flows live.
     pub fn live(&self) -> u64 {
         match self.shape.family {

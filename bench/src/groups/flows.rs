@@ -1,7 +1,7 @@
 //! The flow table by itself.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wirelane_dataplane::batch::{BATCH, Key};
 use wirelane_dataplane::clock::cycles;
@@ -21,6 +21,8 @@ use crate::report::Report;
 pub(super) const GROUP: Group = Group { prefixes: &["peer/rte_hash_", "flows/"], run };
 
 const OWN: [&str; 2] = ["flows/hit/1m", "flows/miss/1m"];
+/// The same with nobody writing, as of the peer.
+const ALONE: [&str; 2] = ["flows/hit/1m/alone", "flows/miss/1m/alone"];
 const PEER: [&str; 2] = ["peer/rte_hash_hit/1m", "peer/rte_hash_miss/1m"];
 /// What the peer has in huge pages where there are any.
 const HUGE_KIB: u64 = 128 << 10;
@@ -37,7 +39,7 @@ const FULL: u32 = 1 << 18;
 const WRITTEN: u32 = 1024;
 
 fn run(report: &mut Report) -> anyhow::Result<()> {
-    if OWN.iter().chain(&PEER).any(|name| report.wants(name)) {
+    if OWN.iter().chain(&ALONE).chain(&PEER).any(|name| report.wants(name)) {
         lookups(report)?;
     }
     if report.wants("flows/bytes_per_flow") {
@@ -55,23 +57,27 @@ fn lookups(report: &mut Report) -> anyhow::Result<()> {
         report.warn("peer/rte_hash is measured without huge pages: the kernel gave none".into());
     }
     let flows = Flows::new(FLOWS, CAPACITY)?;
-    let mut written = Share::new(1, 2);
-    let kinds = [(OWN[0], PEER[0], present().collect(), LOOKUPS), (OWN[1], PEER[1], absent().collect(), 0)];
-    for (own, other, keys, expected) in kinds {
-        let keys: Vec<Key> = keys;
-        let (mut ours, mut others) = (Samples::default(), Samples::default());
+    let mut share = Share::new(1, 2);
+    let nanoseconds = |cycles| report.tsc.nanoseconds(cycles) / LOOKUPS as f64;
+    let mut results = Vec::new();
+    for kind in 0..2 {
+        let (keys, expected): (Vec<Key>, _) =
+            if kind == 0 { (present().collect(), LOOKUPS) } else { (absent().collect(), 0) };
+        let [mut theirs, mut alone, mut beside_a_writer] = <[Samples; 3]>::default();
         for _ in 0..report.runs() {
             if let Some(peer) = &mut peer {
-                others.push(peer.look_up(expected > 0)?);
+                theirs.push(peer.look_up(expected > 0)?);
             }
-            let cycles = flows.look_up_beside_a_writer(&keys, expected, &mut written)?;
-            ours.push(report.tsc.nanoseconds(cycles) / LOOKUPS as f64);
+            alone.push(nanoseconds(flows.time(&keys, expected)?));
+            let timed = flows.beside_a_writer(&mut share, || flows.time(&keys, expected));
+            beside_a_writer.push(nanoseconds(timed?));
         }
         if peer.is_some() {
-            report.add(other, &others);
+            results.push((PEER[kind], theirs));
         }
-        report.add(own, &ours);
+        results.extend([(OWN[kind], beside_a_writer), (ALONE[kind], alone)]);
     }
+    results.iter().for_each(|(name, samples)| report.add(name, samples));
     Ok(())
 }
 
@@ -170,27 +176,28 @@ impl Flows {
         hits
     }
 
-    /// Looks every key up while another core puts flows in and takes them out. Returns the cycles; the first pass
-    /// is not timed, as of the peer.
-    fn look_up_beside_a_writer(
-        &self,
-        keys: &[Key],
-        expected: usize,
-        share: &mut Share,
-    ) -> anyhow::Result<u64> {
-        let stop = AtomicBool::new(false);
+    /// Cycles of looking every key up, as of the peer the second time.
+    fn time(&self, keys: &[Key], expected: usize) -> anyhow::Result<u64> {
+        let mut reader = self.reader();
+        let warm = self.look_up(keys, &mut reader);
+        let start = cycles();
+        let hits = self.look_up(keys, &mut reader);
+        let cycles = cycles().wrapping_sub(start);
+        anyhow::ensure!((warm, hits) == (expected, expected), "{hits} hits of {LOOKUPS} lookups");
+        Ok(cycles)
+    }
+
+    /// Calls `f` while another core puts flows in and takes them out.
+    fn beside_a_writer<T>(&self, share: &mut Share, f: impl FnOnce() -> T) -> T {
+        let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let writer = scope.spawn(|| self.write_until(&stop, share));
-            let mut reader = self.reader();
-            let warm = self.look_up(keys, &mut reader);
-            let start = cycles();
-            let hits = self.look_up(keys, &mut reader);
-            let cycles = cycles().wrapping_sub(start);
+            let writer = scope.spawn(|| self.write_until(&stop, &written, share));
+            while written.load(Ordering::Relaxed) == 0 && !writer.is_finished() {
+                std::thread::yield_now();
+            }
+            let result = f();
             stop.store(true, Ordering::Relaxed);
-            let written = writer.join().expect("the writer does not panic");
-            anyhow::ensure!(written > 0, "the writer has not written");
-            anyhow::ensure!((warm, hits) == (expected, expected), "{hits} hits of {LOOKUPS} lookups");
-            Ok(cycles)
+            result
         })
     }
 
@@ -217,15 +224,15 @@ impl Flows {
         Ok(())
     }
 
-    /// Puts flows in and takes them out on another core. Returns how many.
-    fn write_until(&self, stop: &AtomicBool, share: &mut Share) -> u64 {
+    /// Puts flows in and takes them out on another core, and counts them.
+    fn write_until(&self, stop: &AtomicBool, written: &AtomicU64, share: &mut Share) {
         machine::pin(1);
         let mut reader = Reader::new(self.epochs.clone(), 1);
-        let mut written = 0;
         while !stop.load(Ordering::Relaxed) {
             for n in FLOWS..FLOWS + WRITTEN {
-                written += u64::from(self.insert(share, n).is_ok());
+                written.fetch_add(u64::from(self.insert(share, n).is_ok()), Ordering::Relaxed);
             }
+            assert!(written.load(Ordering::Relaxed) > 0, "the table takes no flow");
             for n in FLOWS..FLOWS + WRITTEN {
                 let original = key(n, false);
                 if let Some(flow) = self.table.lookup(self.table.hash(&original), &original) {
@@ -235,7 +242,6 @@ impl Flows {
             reader.quiescent();
             self.table.sweep(share, &self.epochs, 0, 0);
         }
-        written
     }
 }
 
