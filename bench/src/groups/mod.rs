@@ -40,9 +40,9 @@ pub const GROUPS: &[Group] = &[
     policy::GROUP,
     veth::GROUP,
     idle::GROUP,
+    tables::GROUP,
     established::PLAIN,
     mixed::GROUP,
-    tables::GROUP,
 ];
 
 /// Why `--quick` leaves out the rest.
