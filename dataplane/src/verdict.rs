@@ -74,6 +74,7 @@ drop_reasons! {
     PodPending "pod_pending" "The pod is attached, but the control process has not sent its identity yet: nothing passes.";
     PolicyCut "policy_cut" "A new revision of the policies denies this established connection.";
     IcmpUnrelated "icmp_unrelated" "An ICMP error that belongs to no live flow.";
+    TcpOutOfState "tcp_out_of_state" "A TCP packet that neither begins a connection nor belongs to one: SYN-ACK, FIN, RST, or no flag at all.";
     FlowTableFull "flow_table_full" "No room for a new flow.";
     PodLimit "pod_limit" "The pod has begun as many flows as one may.";
     SourceLimit "source_limit" "The source address has begun as many flows as one may.";

@@ -306,12 +306,16 @@ fn unknown(meta: &Meta) -> Result<Tracked, DropReason> {
     let begins = match meta.key.proto {
         proto::ICMP if !v6 => meta.l4_info == icmp::v4::ECHO,
         proto::ICMPV6 if v6 => meta.l4_info == icmp::v6::ECHO,
+        proto::TCP => tcp::may_begin(meta.l4_info),
         _ => true,
     };
     if begins {
         Ok(Tracked::New)
     } else if for_kernel {
         Ok(Tracked::NotOurs)
+    } else if meta.key.proto == proto::TCP {
+        // A new flow of it would carry the answer to a connection that is no longer known, untranslated.
+        Err(DropReason::TcpOutOfState)
     } else {
         Err(DropReason::IcmpUnrelated)
     }

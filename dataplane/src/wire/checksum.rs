@@ -62,18 +62,20 @@ impl Delta {
         Delta(fold(sum(new) + u32::from(!fold(sum(old)))))
     }
 
-    /// Change from one address to another of the same family.
-    #[inline(always)]
-    pub fn address(old: &Addr, new: &Addr) -> Delta {
-        if !old.is_v4() {
-            return Delta::between(&old.0, &new.0);
+    /// Change from two addresses to two others of the same family.
+    #[inline]
+    pub fn addresses(old: (&Addr, &Addr), new: (&Addr, &Addr)) -> Delta {
+        if !old.0.is_v4() {
+            return Delta::between(&old.0.0, &new.0.0).add(Delta::between(&old.1.0, &new.1.0));
         }
-        let words = |addr: &Addr| {
-            let [a, b, c, d] = addr.last4();
-            (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
+        let both = |(a, b): (&Addr, &Addr)| {
+            let halves = |addr: &Addr| {
+                let bits = u32::from_be_bytes(addr.last4());
+                (bits >> 16) + (bits & 0xffff)
+            };
+            halves(a) + halves(b)
         };
-        let (old, new) = (words(old), words(new));
-        Delta::word(old.0, new.0).add(Delta::word(old.1, new.1))
+        Delta(fold(both(new) + u32::from(!fold(both(old)))))
     }
 
     /// From one 16-bit word to another.

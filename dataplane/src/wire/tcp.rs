@@ -52,6 +52,12 @@ pub struct Tcp {
 
 const _: () = assert!(size_of::<Tcp>() == MIN_LEN);
 
+/// Whether a packet with these flags may be the first of a connection that is seen: its SYN, or any in its midst.
+/// (`tcp_conntracks` in net/netfilter/nf_conntrack_proto_tcp.c: of the others, none leads out of the state NONE.)
+pub const fn may_begin(flags: u8) -> bool {
+    matches!(flags & (SYN | ACK | FIN | RST), SYN | ACK)
+}
+
 impl Tcp {
     /// Bytes of the header, options included.
     #[inline(always)]

@@ -245,10 +245,10 @@ fn refused() -> Vec<Row> {
             .input(API, syn(1442, "10.96.0.13:80").payload(b"four"))
             .via(TO_SERVICE)
             .refuses(NoBackend, reset("10.96.0.13:80", 1442, 1005)),
-        row("no backend, a reset is not answered")
+        row("no backend, a reset of no connection is not answered")
             .input(API, syn(1443, "10.96.0.13:80").flags(flag::RST))
-            .via(TO_SERVICE)
-            .refuses_in_silence(NoBackend),
+            .via(&["parse", "conntrack"])
+            .drops(TcpOutOfState),
         row("no backend, TCP over IPv6")
             .input(API, tcp().from("[fd00:244:1::11]:1444").to("[fd00:96::13]:80").syn().from_pod(API))
             .via(TO_SERVICE)

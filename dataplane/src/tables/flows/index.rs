@@ -215,11 +215,14 @@ impl<B: std::ops::Deref<Target = [Bucket]>> Index<B> {
         let second = (first.overflowed.load(Ordering::Acquire) != 0).then(|| self.second(hash));
         let mut tentative = None;
         for bucket in [Some(first), second].into_iter().flatten() {
-            for (slot, entry_tag) in bucket.refs.iter().zip(&bucket.tags) {
+            let mut same = tags::equal(&bucket.tags, tag(hash));
+            while same != 0 {
+                let slot = &bucket.refs[same.trailing_zeros() as usize];
+                same &= same - 1;
                 let Some((flow, is_tentative)) = Reference(slot.load(Ordering::Acquire)).written() else {
                     continue;
                 };
-                if entry_tag.load(Ordering::Relaxed) == tag(hash) && flow != own && matches(flow) {
+                if flow != own && matches(flow) {
                     if !is_tentative {
                         return Some((slot, flow, false));
                     }

@@ -110,13 +110,13 @@ pub struct RewriteV4 {
 impl Rewrite {
     /// Compiles the change from one key to another.
     pub fn between(from: &Key, to: &Key) -> Rewrite {
-        let addresses = Delta::address(&from.src, &to.src).add(Delta::address(&from.dst, &to.dst));
-        let ports = Delta::word(from.sport, to.sport).add(Delta::word(from.dport, to.dport));
+        let addresses = Delta::addresses((&from.src, &from.dst), (&to.src, &to.dst));
+        let (sport, dport) = (Delta::word(from.sport, to.sport), Delta::word(from.dport, to.dport));
         let l4 = match from.proto {
             // The identifier is in the message once; there is no pseudo-header in IPv4's ICMP.
-            proto::ICMP => Delta::word(from.sport, to.sport),
-            proto::ICMPV6 => addresses.add(Delta::word(from.sport, to.sport)),
-            proto::TCP | proto::UDP => addresses.add(ports),
+            proto::ICMP => sport,
+            proto::ICMPV6 => addresses.add(sport),
+            proto::TCP | proto::UDP => addresses.add(sport.add(dport)),
             _ => Delta::NONE,
         };
         Rewrite { to: *to, l3: if from.src.is_v4() { addresses } else { Delta::NONE }, l4 }
