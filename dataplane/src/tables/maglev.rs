@@ -28,7 +28,10 @@ pub struct Maglev {
 pub const USUAL_SIZE: u32 = 65_537;
 
 /// When so few entries are left, they are looked at, rather than sought: see [`Filling::take_last`].
-const FEW: usize = 128;
+const FEW: usize = 256;
+
+/// Up to here [`Filling::take_last`] calculates exactly.
+const MAX_SIZE: u32 = 1 << 20;
 
 const NOBODY: u16 = u16::MAX;
 
@@ -36,9 +39,9 @@ impl Maglev {
     /// The table of so many entries for these members.
     ///
     /// # Panics
-    /// If the size is no prime, if there are more members than entries, or 65,535 of them.
+    /// If the size is no prime or above 2^20, if there are more members than entries, or 65,535 of them.
     pub fn new(members: &[Member], size: u32) -> Maglev {
-        assert!(is_prime(size), "{size} is no prime");
+        assert!(is_prime(size) && size < MAX_SIZE, "{size} is no prime, or too large");
         assert!(members.len() <= size as usize && members.len() < usize::from(NOBODY));
         let mut order: Vec<u16> = (0..members.len() as u16).collect();
         order.retain(|n| members[usize::from(*n)].weight > 0);
@@ -47,9 +50,9 @@ impl Maglev {
         let mut filling = Filling {
             size,
             left: size as usize,
-            taken: vec![0; size as usize / 64 + 1],
             entries,
             last: Vec::new(),
+            reciprocal: u64::MAX / u64::from(size) + 1,
         };
         filling.run(members, &order);
         Maglev { entries: filling.entries }
@@ -83,11 +86,11 @@ struct Walk {
 struct Filling {
     size: u32,
     left: usize,
-    /// A bit for each entry: asked far more often than entries are written, and it fits in the first-level cache.
-    taken: Vec<u64>,
     entries: Box<[u16]>,
     /// The entries that are left, once they are few.
     last: Vec<u32>,
+    /// 2^64 by the size, rounded up.
+    reciprocal: u64,
 }
 
 impl Filling {
@@ -129,7 +132,6 @@ impl Filling {
             }
             first = walk.after(fourth, self.size);
         };
-        self.taken[entry as usize / 64] |= 1 << (entry % 64);
         self.entries[entry as usize] = walk.member;
         self.left -= 1;
         walk.next = walk.after(entry, self.size);
@@ -142,7 +144,11 @@ impl Filling {
             self.last = (0..self.size).filter(|entry| !self.is_taken(*entry)).collect();
         }
         let (size, inverse) = (u64::from(self.size), inverse(walk.skip, self.size));
-        let steps = |entry: u32| (u64::from(entry) + size - u64::from(walk.next)) * inverse % size;
+        let steps = |entry: u32| {
+            let product = (u64::from(entry) + size - u64::from(walk.next)) * inverse;
+            // The remainder by `size`, without a division.
+            product - ((u128::from(product) * u128::from(self.reciprocal)) >> 64) as u64 * size
+        };
         let Some(first) = (0..self.last.len()).min_by_key(|n| steps(self.last[*n])) else { return false };
         let entry = self.last.swap_remove(first);
         self.entries[entry as usize] = walk.member;
@@ -153,7 +159,7 @@ impl Filling {
 
     #[inline(always)]
     fn is_taken(&self, entry: u32) -> bool {
-        self.taken[entry as usize / 64] >> (entry % 64) & 1 != 0
+        self.entries[entry as usize] != NOBODY
     }
 }
 

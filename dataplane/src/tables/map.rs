@@ -3,7 +3,7 @@
 //!
 //! A trie over the hash's upper bits leads to a *leaf*: a small table with open addressing, whose entries lie in
 //! the array itself. The trie's few nodes are in the caches; a look-up waits for its leaf, which is one cache
-//! line or two since an entry is at most [`PROBES`] places after its own, and can be asked for in advance
+//! line or two since an entry is at most eight places after its own, and can be asked for in advance
 //! ([`Map::prefetch`]).
 //!
 //! A version is a clone, which costs nothing. Changing an entry copies its leaf and the nodes above it, some

@@ -64,7 +64,7 @@ pub(super) struct Subject {
 
 /// All policies, compiled. Made by [`super::build`].
 ///
-/// Each identity has a [`Program`] for each direction in which it is isolated: all rules that hold for it. (What
+/// Each identity has a program for each direction in which it is isolated: all rules that hold for it. (What
 /// comes before and after NetworkPolicies, when there is such a thing, is more programs asked in turn.)
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
