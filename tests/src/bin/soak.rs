@@ -146,12 +146,16 @@ impl<'a> Worker<'a> {
             let flood = if self.random.once_in(20_000) { FLOOD } else { 0 };
             for n in 0..flood {
                 self.stranger(now);
-                if n % 64 == 0 {
+                if n.is_multiple_of(64) {
                     self.pause(now);
                 }
             }
             for n in 0..64 {
-                if n % 8 == 0 { self.common(now) } else { self.own(now) }
+                if n % 8 == 0 {
+                    self.common(now);
+                } else {
+                    self.own(now);
+                }
             }
             self.pause(now);
             operations += 64 + u64::from(flood);
