@@ -212,7 +212,7 @@ impl<'a> Worker<'a> {
             }
             2 => assert_eq!(find(self.table, &key), self.model.get(&n).copied()),
             _ => {
-                assert_eq!(find(self.table, &key.reversed()), self.model.get(&n).map(|flow| flow.reversed()))
+                assert_eq!(find(self.table, &key.reversed()), self.model.get(&n).map(|flow| flow.reversed()));
             }
         }
     }
