@@ -146,12 +146,16 @@ impl<'a> Worker<'a> {
             let flood = if self.random.once_in(20_000) { FLOOD } else { 0 };
             for n in 0..flood {
                 self.stranger(now);
-                if n % 64 == 0 {
+                if n.is_multiple_of(64) {
                     self.pause(now);
                 }
             }
             for n in 0..64 {
-                if n % 8 == 0 { self.common(now) } else { self.own(now) }
+                if n % 8 == 0 {
+                    self.common(now);
+                } else {
+                    self.own(now);
+                }
             }
             self.pause(now);
             operations += 64 + u64::from(flood);
@@ -208,7 +212,7 @@ impl<'a> Worker<'a> {
             }
             2 => assert_eq!(find(self.table, &key), self.model.get(&n).copied()),
             _ => {
-                assert_eq!(find(self.table, &key.reversed()), self.model.get(&n).map(|flow| flow.reversed()))
+                assert_eq!(find(self.table, &key.reversed()), self.model.get(&n).map(|flow| flow.reversed()));
             }
         }
     }

@@ -200,7 +200,7 @@ impl FlowFile {
         let boot = boot().map_err(io)?;
         let wanted = Fixed::new::<F>(capacity, seed, boot);
         let bytes = Storage::<F>::bytes(capacity);
-        let (fixed, found) = match read::<F>(&file, &wanted, bytes).map_err(io)? {
+        let (fixed, found) = match read(&file, &wanted, bytes).map_err(io)? {
             Some(Ok((fixed, closed))) => (fixed, Found::Flows { closed }),
             Some(Err(mismatch)) => (wanted, Found::Other(mismatch)),
             None => (wanted, Found::Nothing),
@@ -283,11 +283,7 @@ fn same<T: Display + PartialEq>(field: &'static str, found: T, expected: T) -> R
 }
 
 /// What a file holds: nothing; something that fits, and whether it was closed; something else.
-fn read<F: Family>(
-    file: &File,
-    wanted: &Fixed,
-    bytes: usize,
-) -> io::Result<Option<Result<(Fixed, bool), Mismatch>>> {
+fn read(file: &File, wanted: &Fixed, bytes: usize) -> io::Result<Option<Result<(Fixed, bool), Mismatch>>> {
     let len = file.metadata()?.len();
     if len == 0 {
         return Ok(None);

@@ -117,7 +117,7 @@ impl<F: Family> FlowTable<F> {
                 blocks -= 1;
                 continue;
             }
-            if record % BLOCK == 0 && !self.begun_in.take(record) {
+            if record.is_multiple_of(BLOCK) && !self.begun_in.take(record) {
                 share.second_hand += BLOCK;
                 blocks -= 1;
                 continue;

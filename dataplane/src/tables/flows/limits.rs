@@ -85,7 +85,7 @@ impl Quota {
         let [.., high, low] = key.src.0;
         let own = usize::from(u16::from_be_bytes([high, low]));
         let shared =
-            COUNTERS | super::hash::v6(seed, &Key { src: key.src, ..Key::default() }) as usize % COUNTERS;
+            COUNTERS + super::hash::v6(seed, &Key { src: key.src, ..Key::default() }) as usize % COUNTERS;
         Some(&self.counters[if from_pod { own } else { shared }])
     }
 }

@@ -188,12 +188,14 @@ mod tests {
         }
     }
 
-    /// Packets as (direction, TCP flags), and the state after each.
+    /// What a connection is like; its packets, as direction and TCP flags, and the state after each.
+    type Life = (&'static str, &'static [(usize, u8, State)]);
+
     #[test]
     fn connections_go_through_the_states_that_linux_names() {
         use State::{Close, CloseWait, Established, FinWait, LastAck, SynRecv, SynSent, SynSent2, TimeWait};
         let open = [(0, SYN, SynSent), (1, SYN_ACK, SynRecv), (0, ACK, Established)];
-        let lives: [(&str, &[(usize, u8, State)]); 8] = [
+        let lives: [Life; 8] = [
             ("data", &[(1, ACK, Established), (0, ACK, Established), (0, SYN, Established)]),
             (
                 "the client closes, data still comes, the server closes",
@@ -231,7 +233,7 @@ mod tests {
                 assert_eq!(sides.state(), *expected, "{name}: after packet {n}");
             }
         }
-        let beginnings: [(&str, &[(usize, u8, State)]); 6] = [
+        let beginnings: [Life; 6] = [
             (
                 "SYNs again",
                 &[(0, SYN, SynSent), (0, SYN, SynSent), (1, SYN_ACK, SynRecv), (1, SYN_ACK, SynRecv)],

@@ -221,7 +221,7 @@ fn a_flood_ends_what_was_never_answered_and_nothing_else() {
             Err(InsertError::Full) => refused += 1,
             Err(error) => panic!("{error:?}"),
         }
-        if n % 64 == 0 {
+        if n.is_multiple_of(64) {
             b.pause();
         }
     }
@@ -234,7 +234,7 @@ fn a_flood_ends_what_was_never_answered_and_nothing_else() {
     let new = b.establish(&plain(key(500_000)));
     for n in 0..2 * CAPACITY {
         b.insert(&plain(key(2_000_000 + n))).unwrap();
-        if n % 64 == 0 {
+        if n.is_multiple_of(64) {
             b.pause();
         }
     }

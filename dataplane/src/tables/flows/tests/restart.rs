@@ -31,7 +31,7 @@ fn translated(n: u32) -> NewFlow {
         service: (7, n),
         rules: (0, 3),
         hop: (NextHop::UNRESOLVED, 0),
-        from_pod: n % 2 == 0,
+        from_pod: n.is_multiple_of(2),
     }
 }
 

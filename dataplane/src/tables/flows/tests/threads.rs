@@ -99,11 +99,11 @@ fn two_threads_do_what_their_maps_do() {
                 let mut owner = Owner { table, epochs, reader, share, worker, random, model };
                 for n in 0..OPERATIONS {
                     if n % 4 == 0 {
-                        owner.common()
+                        owner.common();
                     } else {
-                        owner.own()
+                        owner.own();
                     }
-                    if n % 16 == 0 {
+                    if n.is_multiple_of(16) {
                         owner.reader.quiescent();
                         owner.table.sweep(&mut owner.share, &owner.epochs, 0, 64);
                     }
