@@ -21,6 +21,9 @@ const FIRST_PORT: u32 = 1024;
 
 /// Sees the first packets of flows, after service; what it allows goes on to forward.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    for index in waiting.chosen.iter() {
+        cx.tables.prefetch_policies(&batch.meta[index].key.src, &waiting.choices[index].address);
+    }
     // All are judged before the first is committed: meanwhile memory looks for the buckets of their replies.
     for index in waiting.chosen.iter() {
         let (meta, choice) = (&mut batch.meta[index], &waiting.choices[index]);

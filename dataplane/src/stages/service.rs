@@ -28,9 +28,14 @@ pub struct Choice {
 /// Sees the first packets of flows; those that may go on go on to policy.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     for index in waiting.new.iter() {
+        cx.tables.services.prefetch(&batch.meta[index].key);
+    }
+    for index in waiting.new.iter() {
         let meta = &mut batch.meta[index];
         match choose(meta, cx) {
             Outcome::Chosen(choice) => {
+                // For policy, while the others are chosen for.
+                cx.tables.prefetch_ends(&meta.key.src, &choice.address);
                 waiting.choices[index] = choice;
                 waiting.chosen.push(index);
             }

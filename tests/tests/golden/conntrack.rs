@@ -335,8 +335,14 @@ fn lives() -> Vec<Row> {
             .input(API, ask(1363))
             .via(KNOWN)
             .forwards(WEB, got(ask(1363))),
-        row("the SYN-ACK of no connection begins none").input(WEB, say(1365).syn_ack()).via(SEEN).drops(TcpOutOfState),
-        row("the FIN of no connection begins none").input(API, ask(1366).fin()).via(SEEN).drops(TcpOutOfState),
+        row("the SYN-ACK of no connection begins none")
+            .input(WEB, say(1365).syn_ack())
+            .via(&["parse", "conntrack"])
+            .drops(DropReason::TcpOutOfState),
+        row("the FIN of no connection begins none")
+            .input(API, ask(1366).fin())
+            .via(&["parse", "conntrack"])
+            .drops(DropReason::TcpOutOfState),
         row("a connection is picked up in its midst")
             .input(API, ask(1364).payload(b"..."))
             .begins(NEW)

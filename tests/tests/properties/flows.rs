@@ -153,6 +153,10 @@ impl Model {
                 return (Fate::Sent { from: (from.0.into(), Some(from.1)), to }, None);
             }
         }
+        // What answers or ends a connection begins none.
+        if flags.is_some_and(|flags| is_syn_ack(flags) || is_fin(flags) || flags & flag::RST != 0) {
+            return (Fate::Dropped, None);
+        }
         // New: to the backend, if it is to the Service.
         let is_service = to == WEB_SERVICE && !udp;
         let backend = match to {
