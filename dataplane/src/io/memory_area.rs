@@ -28,8 +28,7 @@ impl MemoryArea {
     /// # Errors
     /// As `mmap(2)`.
     pub fn anonymous(len: usize) -> io::Result<MemoryArea> {
-        // Rounded up, so that the kernel can use whole huge pages.
-        let len = len.next_multiple_of(if len >= HUGE_PAGE { HUGE_PAGE } else { 4096 });
+        let len = len.next_multiple_of(4096);
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let base = unsafe {
             mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)

@@ -9,7 +9,7 @@ use super::Record;
 use super::file::{FlowFile, Header};
 use super::index::Bucket;
 use super::line::Family;
-use crate::io::memory_area::{HUGE_PAGE, MemoryArea};
+use crate::io::memory_area::MemoryArea;
 use crate::sync::AtomicU64;
 
 // What lies in memory that begins as zeros, or as another process of the same layout has left it. Of all three more is
@@ -104,9 +104,7 @@ const _: () = assert!(size_of::<Header>() <= RECORDS_AT);
 impl<F: Family> Storage<F> {
     /// Bytes for so many records.
     pub(super) fn bytes(capacity: u32) -> usize {
-        let bytes = RECORDS_AT + capacity as usize * size_of::<Record<F>>();
-        // Of a large one all should fit into huge pages.
-        bytes.next_multiple_of(if bytes >= HUGE_PAGE { HUGE_PAGE } else { RECORDS_AT })
+        (RECORDS_AT + capacity as usize * size_of::<Record<F>>()).next_multiple_of(RECORDS_AT)
     }
 
     /// Over memory of [`Storage::bytes`], and the file that it is of.
