@@ -187,6 +187,20 @@ impl Lane {
         })
     }
 
+    /// As [`Lane::check`], of packets that may have been dropped, but for this reason only. What went on is not
+    /// looked at.
+    ///
+    /// # Errors
+    /// When one was dropped for another reason.
+    pub fn check_dropped(&mut self, reason: DropReason) -> anyhow::Result<()> {
+        for carried in &mut self.carried {
+            if carried.verdict == Verdict::Drop && carried.reason == reason {
+                carried.verdict = Verdict::Forward;
+            }
+        }
+        self.look(usize::MAX, |_, _, _| Ok(()))
+    }
+
     fn look(
         &mut self,
         every: usize,

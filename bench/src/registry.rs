@@ -42,6 +42,8 @@ pub const ENTRIES: &[Entry] = &[
     entry("path/mixed/vxlan/1m/1", "ns per packet").against("path/established/vxlan/1m"),
     entry("path/mixed/vxlan/1m/10", "ns per packet").against("path/established/vxlan/1m"),
     entry("path/mixed/vxlan/1m/100", "ns per packet").against("path/established/vxlan/1m"),
+    entry("path/flood/calm", "ns per packet"),
+    entry("path/flood/established", "ns per packet").against("path/flood/calm"),
     entry("path/new_flow", "ns per flow"),
     entry("path/lifecycle", "connections/s"),
     entry("path/allocations", "per packet"),

@@ -2,6 +2,7 @@
 
 pub mod allocations;
 pub mod established;
+mod flood;
 pub mod flows;
 pub mod idle;
 pub mod lifecycle;
@@ -43,6 +44,7 @@ pub const GROUPS: &[Group] = &[
     tables::GROUP,
     established::PLAIN,
     mixed::GROUP,
+    flood::GROUP,
 ];
 
 /// Why `--quick` leaves out the rest.
