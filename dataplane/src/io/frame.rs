@@ -247,6 +247,12 @@ impl FramePool {
         chunks.0.into_iter().for_each(|chunk| self.give(chunk));
     }
 
+    /// Bytes of its memory, and how many of them are in huge pages. Asks the kernel: not for workers.
+    pub fn memory(&self) -> (u64, u64) {
+        let bytes = u64::from(self.chunks) * u64::from(self.chunk_size);
+        (bytes, crate::io::memory_area::huge_bytes(self.base))
+    }
+
     /// Number of free chunks.
     pub fn available(&self) -> u32 {
         self.free.len() as u32

@@ -75,8 +75,7 @@ impl MemoryArea {
 
     /// Bytes of it that huge pages hold now. Asks the kernel: not for workers.
     pub fn huge_bytes(&self) -> u64 {
-        let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return 0 };
-        huge_bytes_at(&maps, self.base.as_ptr() as usize)
+        huge_bytes(self.base)
     }
 
     /// First byte.
@@ -102,7 +101,13 @@ impl MemoryArea {
     }
 }
 
-/// Bytes in huge pages of the mapping that `address` lies in, by the text of `/proc/PID/smaps` (proc_pid_smaps(5)).
+/// How many bytes of the mapping that `base` lies in are in huge pages. Asks the kernel: not for workers.
+pub fn huge_bytes(base: NonNull<u8>) -> u64 {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return 0 };
+    huge_bytes_at(&maps, base.as_ptr() as usize)
+}
+
+/// As [`huge_bytes`], by the text of `/proc/PID/smaps` (proc_pid_smaps(5)).
 fn huge_bytes_at(maps: &str, address: usize) -> u64 {
     let range = |line: &str| {
         let (first, last) = line.split_once(' ')?.0.split_once('-')?;

@@ -70,8 +70,10 @@ impl AfXdpPorts {
             xdp_mode: config.xdp_mode,
             largest: chunk_size - HEADROOM - HEADER_LEN,
         };
-        for _ in 0..config.workers {
+        for worker in 0..config.workers {
             let (memory, pool) = XskMemory::new(config.frames_per_worker, chunk_size)?;
+            let (bytes, huge) = pool.memory();
+            tracing::info!(worker, mib = bytes >> 20, huge_mib = huge >> 20, "memory of frames");
             sockets.lanes.push(Lane { worker: Worker::Ready { pool, ports: Vec::new() }, memory });
         }
         sockets.check_queues(&uplink)?;

@@ -1,7 +1,7 @@
 //! The index of the flow table: cache-line buckets of short tags and record numbers, without a lock.
 //!
 //! Every key has a first and a second bucket of ten entries. An entry is a tag (16 bits of the key's hash) and
-//! a reference to a record's direction; all tags of a bucket are compared at once ([`tags`]), and what has the
+//! a reference to a record's direction; all tags of a bucket are compared at once (`tags.rs`), and what has the
 //! tag is confirmed by the record itself. A key goes into its second bucket only when the first is crowded,
 //! and the first then counts that it has *overflowed*: a look-up reads one cache line, hit or miss, but for a
 //! few in a hundred. There is no growth and no moving of entries: an insert looks at two cache lines.
