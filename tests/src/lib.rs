@@ -7,3 +7,16 @@ pub mod cluster;
 pub mod node;
 pub mod packet;
 pub mod random;
+
+/// Whether this test can run. One that cannot fails, unless it is told to be skipped.
+pub fn privileged() -> bool {
+    if std::env::var_os("WIRELANE_SKIP_PRIVILEGED").is_some_and(|value| value == "1") {
+        eprintln!("skipped: WIRELANE_SKIP_PRIVILEGED=1");
+        return false;
+    }
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test makes network namespaces and AF_XDP sockets: run it as root, or set WIRELANE_SKIP_PRIVILEGED=1"
+    );
+    true
+}

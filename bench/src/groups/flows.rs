@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use wirelane_dataplane::batch::{BATCH, Key};
 use wirelane_dataplane::clock::cycles;
 use wirelane_dataplane::rcu::{Epochs, Reader};
-use wirelane_dataplane::stages::policy::rewrite;
-use wirelane_dataplane::tables::flows::line::{Line, V4};
+use wirelane_dataplane::tables::flows::line::{Line, Rewrite, V4};
 use wirelane_dataplane::tables::flows::{FlowTable, InsertError, NewFlow, Share, state};
 use wirelane_dataplane::tables::route::NextHop;
 use wirelane_dataplane::wire::{Addr, proto};
@@ -209,8 +208,8 @@ impl Flows {
     fn insert(&self, share: &mut Share, n: u32) -> Result<(), InsertError> {
         let (original, reply) = (key(n, false), key(n, true));
         let new = NewFlow {
-            original: (original, rewrite(&original, &reply.reversed())),
-            reply: (reply, rewrite(&reply, &original.reversed())),
+            original: (original, Rewrite::between(&original, &reply.reversed())),
+            reply: (reply, Rewrite::between(&reply, &original.reversed())),
             service: (1, 1),
             rules: (1, 1),
             hop: (NextHop::UNRESOLVED, 0),

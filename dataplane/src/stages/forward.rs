@@ -160,13 +160,7 @@ fn translate_v4(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(
     let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
     let bytes = frame.bytes_mut();
     let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
-    if header.ttl <= 1 {
-        return Err(EXPIRED);
-    }
-    header.ttl -= 1;
-    checksum::apply_both(&mut header.checksum, rewrite.l3, ipv4::ONE_HOP);
-    let [a, b, c, d, e, f, g, h] = rewrite.addresses;
-    (header.src, header.dst) = ([a, b, c, d], [e, f, g, h]);
+    translate_header(header, rewrite)?;
     write_transport(bytes, l4, meta.key.proto, (rewrite.sport, rewrite.dport), rewrite.l4)?;
     Ok(())
 }
@@ -176,13 +170,7 @@ fn translate_v4(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(
 fn translate_plain(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(), Stop> {
     let bytes = frame.bytes_mut().first_chunk_mut::<PLAIN_LEN>().ok_or(DropReason::MalformedIpv4)?;
     let headers: &mut Plain = bytemuck::cast_mut(bytes);
-    if headers.ipv4.ttl <= 1 {
-        return Err(EXPIRED);
-    }
-    headers.ipv4.ttl -= 1;
-    checksum::apply_both(&mut headers.ipv4.checksum, rewrite.l3, ipv4::ONE_HOP);
-    let [a, b, c, d, e, f, g, h] = rewrite.addresses;
-    (headers.ipv4.src, headers.ipv4.dst) = ([a, b, c, d], [e, f, g, h]);
+    translate_header(&mut headers.ipv4, rewrite)?;
     (headers.tcp.sport, headers.tcp.dport) = (rewrite.sport.to_be_bytes(), rewrite.dport.to_be_bytes());
     if meta.key.proto == proto::TCP {
         checksum::apply(&mut headers.tcp.checksum, rewrite.l4);
@@ -191,6 +179,19 @@ fn translate_plain(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Resul
             bytemuck::from_bytes_mut(&mut bytemuck::bytes_of_mut(&mut headers.tcp)[..udp::HEADER_LEN]);
         checksum::apply_udp(&mut udp.checksum, rewrite.l4);
     }
+    Ok(())
+}
+
+/// The IPv4 header's part of it: hop, addresses, and the checksum of both.
+#[inline(always)]
+fn translate_header(header: &mut Ipv4, rewrite: &RewriteV4) -> Result<(), Stop> {
+    if header.ttl <= 1 {
+        return Err(EXPIRED);
+    }
+    header.ttl -= 1;
+    checksum::apply_both(&mut header.checksum, rewrite.l3, ipv4::ONE_HOP);
+    let [a, b, c, d, e, f, g, h] = rewrite.addresses;
+    (header.src, header.dst) = ([a, b, c, d], [e, f, g, h]);
     Ok(())
 }
 

@@ -203,8 +203,8 @@ fn commit<F: Family>(
         }
         let reply = translated.reversed();
         let new = NewFlow {
-            original: (key, rewrite(&key, &translated)),
-            reply: (reply, rewrite(&reply, &key.reversed())),
+            original: (key, Rewrite::between(&key, &translated)),
+            reply: (reply, Rewrite::between(&reply, &key.reversed())),
             service,
             rules,
             hop: (next, cx.tables.revision as u32),
@@ -226,9 +226,4 @@ fn commit<F: Family>(
         }
     }
     Err(DropReason::SourcePortsExhausted)
-}
-
-/// Compiles the change from one key to another.
-pub fn rewrite(from: &Key, to: &Key) -> Rewrite {
-    Rewrite::between(from, to)
 }

@@ -54,19 +54,6 @@ pub struct Shape {
     pub prefix: &'static str,
 }
 
-/// Whether this test can run. One that cannot fails, unless it is told to be skipped.
-pub fn privileged() -> bool {
-    if std::env::var_os("WIRELANE_SKIP_PRIVILEGED").is_some_and(|value| value == "1") {
-        eprintln!("skipped: WIRELANE_SKIP_PRIVILEGED=1");
-        return false;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test makes network namespaces and AF_XDP sockets: run it as root, or set WIRELANE_SKIP_PRIVILEGED=1"
-    );
-    true
-}
-
 impl Bed {
     /// The usual one.
     pub fn new() -> Bed {

@@ -3,9 +3,10 @@
 use std::{net::SocketAddr, slice};
 
 use wirelane::lab::{eventually, plan::NODE1};
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask, ask_udp, open, pairs, privileged},
+    bed::{Bed, PATIENCE, ask, ask_udp, open, pairs},
     ends::{Talk, Ticker},
     objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NEAR, OTHER, policy},
 };

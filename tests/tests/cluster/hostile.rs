@@ -7,9 +7,10 @@ use wirelane::{
     traffic::Stream,
 };
 use wirelane_tests::packet::{Mac, Packet, VXLAN_PORT, arp, frame, other, ping, tcp, udp};
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask, open, privileged},
+    bed::{Bed, PATIENCE, ask, open},
     ends::{Talk, Ticker},
     objects::{ANSWERS, FAR, GUEST, HTTP, NEAR, OTHER, TO_NEAR},
     raw::RawLink,

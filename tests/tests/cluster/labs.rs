@@ -6,9 +6,10 @@ use std::{
 
 use serde_json::Value;
 use wirelane::lab::{Namespace, eventually, plan::NODE1};
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, Shape, ask, ask_udp, open, privileged},
+    bed::{Bed, PATIENCE, Shape, ask, ask_udp, open},
     ends::{Talk, Ticker},
     objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NEAR, TO_FAR},
 };

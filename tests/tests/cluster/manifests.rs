@@ -5,9 +5,10 @@ use std::{net::SocketAddr, process::Command};
 
 use serde_json::Value;
 use wirelane::lab::{eventually, plan::NODE1, program};
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask, assert_refused, privileged},
+    bed::{Bed, PATIENCE, ask, assert_refused},
     objects::{ANSWERS, GUEST, HTTP, NAMESPACE, NEAR, OTHER, PodPlan, ServicePlan, TO_NEAR, policy},
 };
 

@@ -6,9 +6,10 @@ use wirelane::{
     lab::plan::{CLIENT, NODE1},
     traffic::serve,
 };
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask, ask_udp, pairs, privileged},
+    bed::{Bed, PATIENCE, ask, ask_udp, pairs},
     objects::{ALL, ANSWERS, FAR, HTTP, NEAR, TO_FAR, TO_NEAR},
     probe::{Probe, What},
 };

@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use wirelane::lab::plan::{NODE1, POD_MTU, WIRE_MTU};
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask_udp, pairs, privileged},
+    bed::{Bed, PATIENCE, ask_udp, pairs},
     ends::Datagrams,
     objects::{FAR, NEAR, TO_FAR, TO_NEAR},
     probe::{Heard, Probe, What},

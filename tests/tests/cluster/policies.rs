@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use wirelane::lab::{eventually, plan::NODE1};
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, SILENCE, ask, ask_udp, assert_refused, pairs, privileged},
+    bed::{Bed, PATIENCE, SILENCE, ask, ask_udp, assert_refused, pairs},
     ends::Datagrams,
     objects::{ANSWERS, FAR, GUEST, HTTP, NEAR, OTHER, TO_NEAR, policy},
     probe::{Probe, What},

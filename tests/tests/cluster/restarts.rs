@@ -13,9 +13,10 @@ use wirelane::{
 };
 
 use wirelane_proto::v1::Flow;
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask, open, privileged},
+    bed::{Bed, PATIENCE, ask, open},
     ends::{Talk, Ticker, retransmitted},
     objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NEAR, OTHER, TO_FAR, TO_NEAR},
 };

@@ -9,9 +9,10 @@ use wirelane::{
     },
     traffic::Stream,
 };
+use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, Shape, ask, ask_udp, open, pairs, privileged},
+    bed::{Bed, PATIENCE, Shape, ask, ask_udp, open, pairs},
     ends::upload,
     objects::{ANSWERS, FAR, NEAR, PodPlan, SWALLOWS, SWALLOWS_ABOVE, TO_FAR},
     probe::{Probe, What},

@@ -12,6 +12,7 @@ use wirelane_dataplane::kernel::{Netlink, links};
 use wirelane_dataplane::worker::{WorkerConfig, WorkerHandle};
 use wirelane_tests::cluster::{self, Cluster, PORTS};
 use wirelane_tests::node::Control;
+use wirelane_tests::privileged;
 
 use super::tap::Tap;
 use super::{Driver, rows, run_all};
@@ -125,19 +126,6 @@ impl Driver for AfXdp {
     fn control(&self) -> &Control {
         &self.control
     }
-}
-
-/// Whether this test can run. One that cannot fails, unless it is told to be skipped.
-fn privileged() -> bool {
-    if std::env::var_os("WIRELANE_SKIP_PRIVILEGED").is_some_and(|value| value == "1") {
-        eprintln!("skipped: WIRELANE_SKIP_PRIVILEGED=1");
-        return false;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test makes network namespaces and AF_XDP sockets: run it as root, or set WIRELANE_SKIP_PRIVILEGED=1"
-    );
-    true
 }
 
 fn run_over(mode: XdpMode) {

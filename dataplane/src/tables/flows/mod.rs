@@ -133,7 +133,7 @@ impl<F: Family> FlowTable<F> {
         FlowTable::over(Storage::anonymous(capacity)?, capacity, seed, rules)
     }
 
-    /// The index has twice as many entries as there are keys, so that two buckets of eight suffice.
+    /// The index has at least ten entries for every four keys, so that hardly a bucket is crowded.
     fn over(storage: Storage<F>, capacity: u32, seed: u64, rules: Rules) -> io::Result<FlowTable<F>> {
         let buckets = (capacity as usize * 4 / 8).next_power_of_two();
         Ok(FlowTable {
@@ -398,6 +398,20 @@ impl<F: Family> FlowTable<F> {
 fn clamp(capacity: u32) -> u32 {
     const LEAST: u32 = if cfg!(any(wirelane_loom, wirelane_shuttle)) { 1 } else { 64 };
     capacity.clamp(LEAST, 1 << 29)
+}
+
+/// For tests and models: a flow that nothing is translated of.
+#[cfg(test)]
+fn plain(original: Key) -> NewFlow {
+    let reply = original.reversed();
+    NewFlow {
+        original: (original, Rewrite::between(&original, &original)),
+        reply: (reply, Rewrite::between(&reply, &reply)),
+        service: (0, 0),
+        rules: (0, 0),
+        hop: (NextHop::UNRESOLVED, 0),
+        from_pod: false,
+    }
 }
 
 #[cfg(all(test, any(wirelane_loom, wirelane_shuttle)))]

@@ -14,18 +14,6 @@ fn key(n: u8) -> Key {
     }
 }
 
-fn plain(original: Key) -> NewFlow {
-    let reply = original.reversed();
-    NewFlow {
-        original: (original, Rewrite::between(&original, &original)),
-        reply: (reply, Rewrite::between(&reply, &reply)),
-        service: (0, 0),
-        rules: (0, 0),
-        hop: (NextHop::UNRESOLVED, 0),
-        from_pod: false,
-    }
-}
-
 #[cfg(wirelane_loom)]
 mod loom_tests {
     use loom::sync::Arc;

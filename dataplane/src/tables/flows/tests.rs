@@ -17,18 +17,6 @@ fn key(n: u32) -> Key {
     Key { src, dst: Addr::v4([192, 0, 2, 1]), sport: n as u16, dport: 80, proto: proto::TCP }
 }
 
-fn plain(original: Key) -> NewFlow {
-    let reply = original.reversed();
-    NewFlow {
-        original: (original, Rewrite::between(&original, &original)),
-        reply: (reply, Rewrite::between(&reply, &reply)),
-        service: (0, 0),
-        rules: (0, 0),
-        hop: (NextHop::UNRESOLVED, 0),
-        from_pod: false,
-    }
-}
-
 struct Bench {
     table: FlowTable<V4>,
     epochs: std::sync::Arc<Epochs>,
