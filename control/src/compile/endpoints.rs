@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use wirelane_proto::v1::backend::Usable;
+use wirelane_proto::v1::Usable;
 
 use crate::{
     model::{Condition, Endpoint, Name, Service, ServicePort},

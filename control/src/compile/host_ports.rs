@@ -2,7 +2,7 @@
 //!
 //! No object of the cluster is called `pod:NAME`, so that the service cannot be taken for one.
 
-use wirelane_proto::v1::{self, backend::Usable, frontend};
+use wirelane_proto::v1::{self, Usable, frontend};
 
 use super::{Change, Ref, Settings, address_bytes, fault, note, protocol};
 use crate::{

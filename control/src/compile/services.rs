@@ -1,11 +1,9 @@
 //! Services: their frontends, and their backends with what each may take.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use wirelane_proto::v1::{self, backend::Usable, frontend};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use wirelane_proto::v1::{self, Usable, frontend};
 
 use super::{
     Change, HealthCheck, Ref, Settings, address_bytes,
@@ -55,19 +53,18 @@ pub(super) fn compile(
     if service.direct_return && ports.iter().flat_map(|port| &port.frontends).all(|front| !is_returned(front)) {
         compiling.note("metadata.annotations", "direct return is for load-balancer addresses and node ports: there are none");
     }
-    let ranges = service.load_balancer.iter().flat_map(|balancer| &balancer.source_ranges);
     let object = v1::Service {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
         ports,
         affinity_seconds: service.affinity_seconds,
         algorithm: match service.algorithm {
-            Algorithm::Random => v1::service::Algorithm::Random.into(),
-            Algorithm::Maglev => v1::service::Algorithm::Maglev.into(),
+            Algorithm::Random => v1::Algorithm::Random.into(),
+            Algorithm::Maglev => v1::Algorithm::Maglev.into(),
         },
         external_local: service.external_local,
         internal_local: service.internal_local,
-        source_ranges: ranges.map(cidr).collect(),
+        source_ranges: source_ranges(service).iter().map(cidr).collect(),
         direct_return: service.direct_return,
     };
     change.put(at, v1::object::Object::Service(object), compiling.problems);
@@ -77,6 +74,23 @@ pub(super) fn compile(
 
 fn is_returned(frontend: &v1::Frontend) -> bool {
     matches!(frontend.kind(), frontend::Kind::NodePort | frontend::Kind::LoadBalancer)
+}
+
+/// The clients that may use a service's load-balancer addresses. As for kube-proxy, what is said of one IP family says nothing
+/// of the other.
+fn source_ranges(service: &Service) -> Vec<IpNet> {
+    let mut ranges: Vec<IpNet> =
+        service.load_balancer.iter().flat_map(|balancer| &balancer.source_ranges).copied().collect();
+    if ranges.is_empty() {
+        return ranges;
+    }
+    for all in [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())] {
+        let is_ipv4 = |net: &IpNet| matches!(net, IpNet::V4(_));
+        if !ranges.iter().any(|range| is_ipv4(range) == is_ipv4(&all)) {
+            ranges.push(all);
+        }
+    }
+    ranges
 }
 
 /// How many endpoints of this node are ready, each once whatever its ports: of the family that has more, since a pod may

@@ -24,7 +24,7 @@ impl<K: Clone + Eq + Hash> Claims<K> {
     }
 
     /// Who claims it, the holder first.
-    pub(super) fn claimants(&self, key: &K) -> impl Iterator<Item = &Name> {
+    pub(super) fn claimants<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a Name> + use<'a, K> {
         self.claimants.get(key).into_iter().flatten().map(|(_, name)| name)
     }
 

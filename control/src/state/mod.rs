@@ -239,7 +239,12 @@ impl State {
     }
 
     /// The pods of a node that claim a port of it, the holder first.
-    pub fn host_port_claimants(&self, node: &str, protocol: Protocol, port: u16) -> impl Iterator<Item = &Name> {
+    pub fn host_port_claimants<'a>(
+        &'a self,
+        node: &str,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = &'a Name> + use<'a> {
         self.host_ports.claimants(&(protocol, port, node.to_owned()))
     }
 
