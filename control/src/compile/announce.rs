@@ -80,5 +80,5 @@ mod tests {
         assert_eq!(elect([192, 0, 2, 1].into(), std::iter::empty()), None);
     }
 
-    const PINNED: &str = "n0";
+    const PINNED: &str = "n3";
 }

@@ -51,12 +51,10 @@ pub(super) fn compile(
         }
     });
     let ports: Vec<_> = ports.collect();
-    if service.direct_return && ports.iter().flat_map(|port| &port.frontends).all(|front| !is_returned(front))
-    {
-        compiling.note(
-            "metadata.annotations",
-            "direct return is for load-balancer addresses and node ports: there are none",
-        );
+    let is_returned = ports.iter().flat_map(|port| &port.frontends).any(is_returned);
+    if service.direct_return && !is_returned {
+        let reason = "has no effect: the Service has neither load-balancer addresses nor node ports";
+        compiling.note("metadata.annotations[wirelane.io/direct-return]", reason);
     }
     let object = v1::Service {
         namespace: name.namespace.clone(),
