@@ -9,6 +9,7 @@ pub mod neighbours;
 pub mod node_index;
 pub mod objects;
 pub mod policy;
+pub mod recent;
 pub mod route;
 pub mod services;
 
