@@ -1,9 +1,10 @@
 //! What the tests of Wirelane stand on: packets that are easy to write and to check ([`packet`], [`check`]), a
-//! small cluster ([`cluster`]), and a node over memory ports that takes packets in and says what became of
+//! small cluster ([`cluster`]), datagrams in pieces ([`fragments`]), and a node over memory ports that takes packets in and says what became of
 //! them ([`node`]).
 
 pub mod check;
 pub mod cluster;
+pub mod fragments;
 pub mod node;
 pub mod packet;
 pub mod random;

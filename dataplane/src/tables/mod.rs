@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod flows;
+pub mod fragments;
 pub mod maglev;
 pub mod map;
 pub mod neighbours;
