@@ -24,19 +24,15 @@ fn table(services: u32) -> Services {
         let backend = |n: u32| {
             let [_, a, b, c] = (service * BACKENDS + n).to_be_bytes();
             let address = Addr::v4([10, 128 + a, b, c]);
-            Backend { address, port: 8080, pod: String::new(), node: String::new() }
+            Backend::new(address, 8080)
         };
         let port = ServicePort {
             name: "http".into(),
             proto: proto::TCP,
-            frontends: vec![Frontend {
-                kind: FrontendKind::ClusterIp,
-                address: Some(frontend(service)),
-                port: 80,
-            }],
+            frontends: vec![Frontend::new(FrontendKind::ClusterIp, Some(frontend(service)), 80)],
             backends: (0..BACKENDS).map(backend).collect(),
         };
-        Object::Service(Service { name: format!("bench/{service}"), ports: vec![port], affinity_seconds: 0 })
+        Object::Service(Service { name: format!("bench/{service}"), ports: vec![port], ..Service::default() })
     };
     let mut builder = Builder::default();
     builder.change((0..services).map(service).collect(), &[]);

@@ -393,6 +393,7 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
             vxlan_port: VXLAN_PORT,
             vni: VNI,
             pod_mtu: POD_MTU,
+            ..LocalNode::default()
         }),
         Object::Node(Node {
             name: "other".into(),
@@ -439,23 +440,22 @@ fn policy(name: &str, subject: u32, ingress: bool, peer: u32) -> Object {
 
 fn service(shape: Shape, topology: Topology, service: u32, node: &str) -> Object {
     let backends = (0..shape.backends).map(|n| service * shape.backends + n).map(|n| Backend {
-        address: shape.family.address(backend_address(topology, n)).into(),
-        port: BACKEND_PORT,
         pod: backend_name(n),
         node: node.into(),
+        ..Backend::new(shape.family.address(backend_address(topology, n)).into(), BACKEND_PORT)
     });
     Object::Service(Service {
         name: format!("bench/service-{service}"),
-        affinity_seconds: 0,
         ports: vec![ServicePort {
             name: "http".into(),
             proto: proto::TCP,
-            frontends: vec![Frontend {
-                kind: FrontendKind::ClusterIp,
-                address: Some(shape.family.address(service_address(service)).into()),
-                port: FRONTEND_PORT,
-            }],
+            frontends: vec![Frontend::new(
+                FrontendKind::ClusterIp,
+                Some(shape.family.address(service_address(service)).into()),
+                FRONTEND_PORT,
+            )],
             backends: backends.collect(),
         }],
+        ..Service::default()
     })
 }

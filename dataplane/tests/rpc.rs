@@ -522,6 +522,7 @@ fn cluster() -> Vec<v1::Object> {
         vxlan_port: 4789,
         vni: 4096,
         pod_mtu: 1450,
+        ..v1::LocalNode::default()
     };
     let other = v1::Node {
         name: "node2".into(),
@@ -564,7 +565,15 @@ fn pod(name: &str, address: [u8; 4]) -> v1::Object {
 
 /// With these IPv4 backends, and if there are any an IPv6 one.
 fn service(backends: &[[u8; 4]]) -> v1::Object {
-    let backend = |address: Vec<u8>| v1::Backend { address, port: 8080, ..v1::Backend::default() };
+    let backend = |address: Vec<u8>| v1::Backend {
+        address,
+        port: 8080,
+        cluster: v1::Usable::Chosen.into(),
+        local: v1::Usable::OtherNode.into(),
+        weight: 1,
+        serving: true,
+        ..v1::Backend::default()
+    };
     let mut all: Vec<_> = backends.iter().map(|address| backend(address.to_vec())).collect();
     all.extend((!backends.is_empty()).then(|| backend(vec![0xfd; 16])));
     let port = v1::ServicePort {
@@ -575,13 +584,23 @@ fn service(backends: &[[u8; 4]]) -> v1::Object {
                 kind: v1::frontend::Kind::ClusterIp.into(),
                 address: vec![10, 96, 0, 80],
                 port: 80,
+                ..v1::Frontend::default()
             },
-            v1::Frontend { kind: v1::frontend::Kind::NodePort.into(), address: vec![], port: 30080 },
+            v1::Frontend {
+                kind: v1::frontend::Kind::NodePort.into(),
+                port: 30080,
+                ..v1::Frontend::default()
+            },
         ],
         backends: all,
     };
-    let service =
-        v1::Service { namespace: "shop".into(), name: "web".into(), ports: vec![port], affinity_seconds: 0 };
+    let service = v1::Service {
+        namespace: "shop".into(),
+        name: "web".into(),
+        ports: vec![port],
+        algorithm: v1::Algorithm::Random.into(),
+        ..v1::Service::default()
+    };
     v1::Object { object: Some(Kind::Service(service)) }
 }
 

@@ -104,6 +104,7 @@ pub fn standard() -> Cluster {
             vxlan_port: VXLAN_PORT,
             vni: VNI,
             pod_mtu: POD_MTU,
+            ..LocalNode::default()
         }),
         node("node2", &["192.0.2.2", "2001:db8::2"], &["10.244.2.0/24", "fd00:244:2::/64"]),
         node("node3", &["2001:db8::3"], &["10.244.3.0/24", "fd00:244:3::/64"]),
@@ -177,30 +178,18 @@ pub fn service(
 ) -> Object {
     let mut all: Vec<Frontend> = frontends
         .iter()
-        .map(|(address, port)| Frontend {
-            kind: FrontendKind::ClusterIp,
-            address: Some(addr(address)),
-            port: *port,
-        })
+        .map(|(address, port)| Frontend::new(FrontendKind::ClusterIp, Some(addr(address)), *port))
         .collect();
-    all.extend(node_port.map(|port| Frontend { kind: FrontendKind::NodePort, address: None, port }));
+    all.extend(node_port.map(|port| Frontend::new(FrontendKind::NodePort, None, port)));
     Object::Service(Service {
         name: name.into(),
-        affinity_seconds: 0,
         ports: vec![ServicePort {
             name: String::new(),
             proto: protocol,
             frontends: all,
-            backends: backends
-                .iter()
-                .map(|(address, port)| Backend {
-                    address: addr(address),
-                    port: *port,
-                    pod: String::new(),
-                    node: String::new(),
-                })
-                .collect(),
+            backends: backends.iter().map(|(address, port)| Backend::new(addr(address), *port)).collect(),
         }],
+        ..Service::default()
     })
 }
 

@@ -75,6 +75,7 @@ impl Judged {
                 vxlan_port: 4789,
                 vni: 4096,
                 pod_mtu: 1450,
+                ..LocalNode::default()
             }),
             Object::Policy(Policy {
                 name: "bench/subject".into(),

@@ -250,21 +250,17 @@ fn big_service(service: u32) -> Service {
         // Even ones: their odd neighbours are what they become.
         let [a, b, c, d] = (0x0b00_0000 + 2 * (service * BACKENDS + n)).to_be_bytes();
         let address = Addr::v4([a, b, c, d]);
-        Backend { address, port: 8080, pod: format!("big/pod-{service}-{n}"), node: "other".into() }
+        Backend { pod: format!("big/pod-{service}-{n}"), node: "other".into(), ..Backend::new(address, 8080) }
     };
     Service {
         name: format!("big/service-{service}"),
-        affinity_seconds: 0,
         ports: vec![ServicePort {
             name: "http".into(),
             proto: proto::TCP,
-            frontends: vec![Frontend {
-                kind: FrontendKind::ClusterIp,
-                address: Some(Addr::v4([10, 100 + a, b, c])),
-                port: 80,
-            }],
+            frontends: vec![Frontend::new(FrontendKind::ClusterIp, Some(Addr::v4([10, 100 + a, b, c])), 80)],
             backends: (0..BACKENDS).map(backend).collect(),
         }],
+        ..Service::default()
     }
 }
 

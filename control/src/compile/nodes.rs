@@ -80,6 +80,10 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
         vxlan_port: settings.vxlan_port.into(),
         vni: settings.vni,
         pod_mtu: settings.uplink_mtu - overhead,
+        masquerade: None,
+        clamp_mss: false,
+        answer_echo: true,
+        backend_grace_seconds: 30,
     };
     change.put(at, v1::object::Object::LocalNode(local), problems);
 }

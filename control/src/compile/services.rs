@@ -31,6 +31,7 @@ pub(super) fn compile(state: &State, name: &Name, change: &mut Change) {
                 kind: v1::frontend::Kind::ClusterIp.into(),
                 address: address_bytes(address),
                 port: port.port.into(),
+                announced: false,
             })
             .collect();
         if let Some(number) = port.node_port {
@@ -44,6 +45,7 @@ pub(super) fn compile(state: &State, name: &Name, change: &mut Change) {
                     kind: v1::frontend::Kind::NodePort.into(),
                     address: Vec::new(),
                     port: number.into(),
+                    announced: false,
                 }),
             }
         }
@@ -64,6 +66,8 @@ pub(super) fn compile(state: &State, name: &Name, change: &mut Change) {
         name: name.name.clone(),
         ports: ports.collect(),
         affinity_seconds: service.affinity_seconds,
+        algorithm: v1::Algorithm::Random.into(),
+        ..v1::Service::default()
     };
     change.put(at, v1::object::Object::Service(service), problems);
 }
@@ -106,6 +110,10 @@ fn backends(state: &State, service: &Service, port: &ServicePort) -> Vec<v1::Bac
             port: port.into(),
             pod: endpoint.pod.as_ref().map(Name::to_string).unwrap_or_default(),
             node: endpoint.node.clone(),
+            cluster: v1::Usable::Chosen.into(),
+            local: v1::Usable::OtherNode.into(),
+            weight: 1,
+            serving: true,
         })
         .collect()
 }

@@ -314,6 +314,7 @@ impl Load {
             port: port.into(),
             pod: pods.name(&address),
             node: pods.node(&address),
+            ..v1::Backend::default()
         };
         self.view(backend, is_local(&address, tables), true)
     }

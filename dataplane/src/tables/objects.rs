@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
@@ -86,7 +87,7 @@ impl Object {
 }
 
 /// The node that this dataplane serves, and what holds for the whole cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocalNode {
     /// Name of the Node object.
     pub name: String,
@@ -102,6 +103,25 @@ pub struct LocalNode {
     pub vni: u32,
     /// MTU of pods: the uplink's less the tunnel's overhead.
     pub pod_mtu: u16,
+    /// How pods speak to what lies outside the cluster; `None`: with their own addresses.
+    pub masquerade: Option<Masquerade>,
+    /// Whether SYNs are told what the tunnel carries.
+    pub clamp_mss: bool,
+    /// Whether Services' addresses answer echo requests.
+    pub answer_echo: bool,
+    /// Seconds for which connections to a backend that is gone may go on.
+    pub backend_grace_seconds: u32,
+}
+
+/// How pods' connections that leave by the uplink, outside the tunnel, get the node's own address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerade {
+    /// Destinations that see the pods' own addresses.
+    pub except: Vec<IpNet>,
+    /// Source ports that such connections get.
+    pub ports: RangeInclusive<u16>,
+    /// How many such connections one pod may have at a time; 0: any number.
+    pub per_pod: u32,
 }
 
 impl LocalNode {
@@ -166,7 +186,7 @@ pub struct Identity {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// "namespace/name".
     pub name: String,
@@ -174,10 +194,30 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Seconds of session affinity by client address; 0: none.
     pub affinity_seconds: u32,
+    /// How a new connection gets its backend.
+    pub algorithm: Algorithm,
+    /// Whether what comes from outside goes to backends of this node only.
+    pub external_local: bool,
+    /// The same for what comes from inside.
+    pub internal_local: bool,
+    /// Clients that may use its load balancer addresses; empty: everyone.
+    pub source_ranges: Vec<IpNet>,
+    /// Whether what came from outside is answered by the backend's own node.
+    pub direct_return: bool,
+}
+
+/// How a new connection gets its backend among those that it may go to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Each with the chance that its weight gives it.
+    #[default]
+    Random,
+    /// By a hash of the connection that is the same on every node.
+    Maglev,
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServicePort {
     /// Its name, if it has one.
     pub name: String,
@@ -185,7 +225,7 @@ pub struct ServicePort {
     pub proto: u8,
     /// Where it is reached.
     pub frontends: Vec<Frontend>,
-    /// Where new connections may go.
+    /// Every endpoint, also those that no new connection may go to.
     pub backends: Vec<Backend>,
 }
 
@@ -200,6 +240,8 @@ pub enum FrontendKind {
     ExternalIp,
     /// An address of its load balancer.
     LoadBalancer,
+    /// A pod's port on its node.
+    HostPort,
 }
 
 /// Where a Service is reached.
@@ -207,10 +249,19 @@ pub enum FrontendKind {
 pub struct Frontend {
     /// Its kind.
     pub kind: FrontendKind,
-    /// Its address; `None` for node ports.
+    /// Its address; `None` for node ports, and for host ports on every address of the node.
     pub address: Option<Addr>,
     /// Its port.
     pub port: u16,
+    /// Whether this node tells the uplink's link that the address is here.
+    pub announced: bool,
+}
+
+impl Frontend {
+    /// One that this node does not announce.
+    pub fn new(kind: FrontendKind, address: Option<Addr>, port: u16) -> Frontend {
+        Frontend { kind, address, port, announced: false }
+    }
 }
 
 /// Where connections to a Service go.
@@ -224,6 +275,47 @@ pub struct Backend {
     pub pod: String,
     /// Name of its node, or empty.
     pub node: String,
+    /// Whether new connections may go to it under the Cluster traffic policy.
+    pub cluster: Usable,
+    /// The same under the Local policy.
+    pub local: Usable,
+    /// Its share of new connections, relative to the others'.
+    pub weight: u32,
+    /// Whether it takes what connections it has.
+    pub serving: bool,
+}
+
+impl Backend {
+    /// One that takes connections from everywhere, like any other; of no pod, on no node in particular.
+    pub fn new(address: Addr, port: u16) -> Backend {
+        Backend {
+            address,
+            port,
+            pod: String::new(),
+            node: String::new(),
+            cluster: Usable::Chosen,
+            local: Usable::OtherNode,
+            weight: 1,
+            serving: true,
+        }
+    }
+}
+
+/// Whether new connections may go to a backend, or why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usable {
+    /// They may.
+    Chosen,
+    /// It is not ready.
+    NotReady,
+    /// It is terminating, and others are ready.
+    Terminating,
+    /// It is on another node.
+    OtherNode,
+    /// It is in another zone.
+    OtherZone,
+    /// Its weight is 0.
+    Drained,
 }
 
 /// A NetworkPolicy with its selectors resolved.

@@ -159,23 +159,16 @@ mod tests {
         let addr = |n: u8| Addr::v4([10, 0, 0, n]);
         let service = objects::Service {
             name: "shop/web".into(),
-            affinity_seconds: 0,
             ports: vec![objects::ServicePort {
                 name: "http".into(),
                 proto: 6,
                 frontends: vec![
-                    objects::Frontend { kind: FrontendKind::ClusterIp, address: Some(addr(200)), port: 80 },
-                    objects::Frontend { kind: FrontendKind::NodePort, address: None, port: 30080 },
+                    objects::Frontend::new(FrontendKind::ClusterIp, Some(addr(200)), 80),
+                    objects::Frontend::new(FrontendKind::NodePort, None, 30080),
                 ],
-                backends: (0..backends)
-                    .map(|n| objects::Backend {
-                        address: addr(n as u8),
-                        port: 8080,
-                        pod: String::new(),
-                        node: String::new(),
-                    })
-                    .collect(),
+                backends: (0..backends).map(|n| objects::Backend::new(addr(n as u8), 8080)).collect(),
             }],
+            ..objects::Service::default()
         };
         let mut builder = Builder::default();
         builder.change(vec![Object::Service(service)], &[]);

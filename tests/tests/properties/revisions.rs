@@ -76,19 +76,15 @@ fn service() -> impl Strategy<Value = Object> {
             },
             address,
             port: PORTS[port],
+            announced: false,
         },
     );
-    let backend = (address(), 1u16..3).prop_map(|(address, port)| Backend {
-        address,
-        port,
-        pod: String::new(),
-        node: String::new(),
-    });
+    let backend = (address(), 1u16..3).prop_map(|(address, port)| Backend::new(address, port));
     let port = (0..PROTOCOLS.len(), few(frontend), few(backend)).prop_map(|(proto, frontends, backends)| {
         ServicePort { name: "http".into(), proto: PROTOCOLS[proto], frontends, backends }
     });
     (0..5u8, prop::collection::vec(port, 0..3)).prop_map(|(name, ports)| {
-        Object::Service(Service { name: format!("ns/{name}"), ports, affinity_seconds: 0 })
+        Object::Service(Service { name: format!("ns/{name}"), ports, ..Service::default() })
     })
 }
 
@@ -109,6 +105,7 @@ fn local_node() -> impl Strategy<Value = Object> {
             vxlan_port: 4789,
             vni: 4096,
             pod_mtu: 1450,
+            ..LocalNode::default()
         })
     })
 }

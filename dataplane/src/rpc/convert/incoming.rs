@@ -10,8 +10,8 @@ use wirelane_proto::v1::object::Object as Kind;
 
 use crate::dataplane::Attachment;
 use crate::tables::objects::{
-    Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Node, Object, ObjectKey, Pod, Policy,
-    PortRange, Rule, Service, ServicePort,
+    Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, Node, Object,
+    ObjectKey, Pod, Policy, PortRange, Rule, Service, ServicePort, Usable,
 };
 use crate::wire::ethernet::{Mac, is_group};
 use crate::wire::{Addr, proto};
@@ -173,6 +173,27 @@ fn local_node(message: &v1::LocalNode) -> Result<LocalNode, Invalid> {
         vxlan_port: port("vxlan_port", message.vxlan_port)?,
         vni: number("vni", message.vni, 0, (1 << 24) - 1)?,
         pod_mtu,
+        masquerade: message
+            .masquerade
+            .as_ref()
+            .map(masquerade)
+            .transpose()
+            .map_err(|invalid| invalid.within("masquerade"))?,
+        clamp_mss: message.clamp_mss,
+        answer_echo: message.answer_echo,
+        backend_grace_seconds: message.backend_grace_seconds,
+    })
+}
+
+fn masquerade(message: &v1::Masquerade) -> Result<Masquerade, Invalid> {
+    let (first, last) = (port("first_port", message.first_port)?, port("last_port", message.last_port)?);
+    if last < first {
+        return Err(Invalid::new("last_port", format!("{last} is less than the first, {first}")));
+    }
+    Ok(Masquerade {
+        except: list("except", &message.except, cidr)?,
+        ports: first..=last,
+        per_pod: message.per_pod,
     })
 }
 
@@ -209,7 +230,22 @@ fn service(message: &v1::Service) -> Result<Service, Invalid> {
         name: join(&message.namespace, &message.name)?,
         ports,
         affinity_seconds: message.affinity_seconds,
+        algorithm: algorithm(message.algorithm)?,
+        external_local: message.external_local,
+        internal_local: message.internal_local,
+        source_ranges: list("source_ranges", &message.source_ranges, cidr)?,
+        direct_return: message.direct_return,
     })
+}
+
+fn algorithm(number: i32) -> Result<Algorithm, Invalid> {
+    match v1::Algorithm::try_from(number) {
+        Ok(v1::Algorithm::Random) => Ok(Algorithm::Random),
+        Ok(v1::Algorithm::Maglev) => Ok(Algorithm::Maglev),
+        Ok(v1::Algorithm::Unspecified) | Err(_) => {
+            Err(Invalid::new("algorithm", "is none that this dataplane knows"))
+        }
+    }
 }
 
 /// No two ports of a Service may have the same name, nor two frontends be the same.
@@ -253,18 +289,19 @@ fn frontend(message: &v1::Frontend) -> Result<Frontend, Invalid> {
         Ok(v1::frontend::Kind::NodePort) => FrontendKind::NodePort,
         Ok(v1::frontend::Kind::ExternalIp) => FrontendKind::ExternalIp,
         Ok(v1::frontend::Kind::LoadBalancer) => FrontendKind::LoadBalancer,
+        Ok(v1::frontend::Kind::HostPort) => FrontendKind::HostPort,
         Ok(v1::frontend::Kind::Unspecified) | Err(_) => {
             return Err(Invalid::new("kind", "is none that this dataplane knows"));
         }
     };
     let address = match kind {
-        FrontendKind::NodePort if message.address.is_empty() => None,
+        FrontendKind::NodePort | FrontendKind::HostPort if message.address.is_empty() => None,
         FrontendKind::NodePort => {
             return Err(Invalid::new("address", "is not empty: a node port is on every address of the node"));
         }
         _ => Some(address("address", &message.address)?),
     };
-    Ok(Frontend { kind, address, port: port("port", message.port)? })
+    Ok(Frontend { kind, address, port: port("port", message.port)?, announced: message.announced })
 }
 
 fn backend(message: &v1::Backend) -> Result<Backend, Invalid> {
@@ -273,7 +310,23 @@ fn backend(message: &v1::Backend) -> Result<Backend, Invalid> {
         port: port("port", message.port)?,
         pod: optional("pod", &message.pod, full_name)?,
         node: optional("node", &message.node, name)?,
+        cluster: usable("cluster", message.cluster)?,
+        local: usable("local", message.local)?,
+        weight: message.weight,
+        serving: message.serving,
     })
+}
+
+fn usable(field: &str, number: i32) -> Result<Usable, Invalid> {
+    match v1::Usable::try_from(number) {
+        Ok(v1::Usable::Chosen) => Ok(Usable::Chosen),
+        Ok(v1::Usable::NotReady) => Ok(Usable::NotReady),
+        Ok(v1::Usable::Terminating) => Ok(Usable::Terminating),
+        Ok(v1::Usable::OtherNode) => Ok(Usable::OtherNode),
+        Ok(v1::Usable::OtherZone) => Ok(Usable::OtherZone),
+        Ok(v1::Usable::Drained) => Ok(Usable::Drained),
+        Ok(v1::Usable::Unspecified) | Err(_) => Err(Invalid::new(field, "is none that this dataplane knows")),
+    }
 }
 
 fn policy(message: &v1::Policy) -> Result<Policy, Invalid> {
@@ -434,8 +487,8 @@ fn name(field: &str, text: &str) -> Result<String, Invalid> {
     if text.is_empty() {
         return Err(Invalid::new(field, "is empty"));
     }
-    // The longest name in Kubernetes: a DNS subdomain (RFC 1123).
-    if text.len() > 253 || !text.bytes().all(|c| c.is_ascii_graphic() && c != b'/') {
+    // The longest name in Kubernetes, a DNS subdomain (RFC 1123), and "pod:" before it.
+    if text.len() > 253 + 4 || !text.bytes().all(|c| c.is_ascii_graphic() && c != b'/') {
         return Err(Invalid::new(field, format!("{text:?} is no name")));
     }
     Ok(text.into())

@@ -5,7 +5,9 @@ use wirelane_proto::v1;
 use wirelane_proto::v1::object::Object as Kind;
 
 use crate::dataplane::Attachment;
-use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Rule, ServicePort};
+use crate::tables::objects::{
+    Algorithm, Backend, Frontend, FrontendKind, Masquerade, Object, ObjectKey, Rule, ServicePort, Usable,
+};
 use crate::wire::{Addr, proto};
 
 /// An object as the contract has it.
@@ -19,6 +21,10 @@ pub fn object_message(object: &Object) -> v1::Object {
             vxlan_port: node.vxlan_port.into(),
             vni: node.vni,
             pod_mtu: node.pod_mtu.into(),
+            masquerade: node.masquerade.as_ref().map(masquerade_message),
+            clamp_mss: node.clamp_mss,
+            answer_echo: node.answer_echo,
+            backend_grace_seconds: node.backend_grace_seconds,
         }),
         Object::Node(node) => Kind::Node(v1::Node {
             name: node.name.clone(),
@@ -48,6 +54,11 @@ pub fn object_message(object: &Object) -> v1::Object {
                 name,
                 ports: service.ports.iter().map(service_port_message).collect(),
                 affinity_seconds: service.affinity_seconds,
+                algorithm: algorithm_message(service.algorithm).into(),
+                external_local: service.external_local,
+                internal_local: service.internal_local,
+                source_ranges: service.source_ranges.iter().map(cidr_message).collect(),
+                direct_return: service.direct_return,
             })
         }
         Object::Policy(policy) => {
@@ -101,9 +112,10 @@ pub fn frontend_message(frontend: &Frontend) -> v1::Frontend {
         FrontendKind::NodePort => v1::frontend::Kind::NodePort,
         FrontendKind::ExternalIp => v1::frontend::Kind::ExternalIp,
         FrontendKind::LoadBalancer => v1::frontend::Kind::LoadBalancer,
+        FrontendKind::HostPort => v1::frontend::Kind::HostPort,
     };
     let address = frontend.address.map(Addr::to_vec).unwrap_or_default();
-    v1::Frontend { kind: kind.into(), address, port: frontend.port.into() }
+    v1::Frontend { kind: kind.into(), address, port: frontend.port.into(), announced: frontend.announced }
 }
 
 /// A backend as the contract has it.
@@ -113,6 +125,22 @@ pub fn backend_message(backend: &Backend) -> v1::Backend {
         port: backend.port.into(),
         pod: backend.pod.clone(),
         node: backend.node.clone(),
+        cluster: usable_message(backend.cluster).into(),
+        local: usable_message(backend.local).into(),
+        weight: backend.weight,
+        serving: backend.serving,
+    }
+}
+
+/// Whether a backend is used, as the contract has it.
+pub fn usable_message(usable: Usable) -> v1::Usable {
+    match usable {
+        Usable::Chosen => v1::Usable::Chosen,
+        Usable::NotReady => v1::Usable::NotReady,
+        Usable::Terminating => v1::Usable::Terminating,
+        Usable::OtherNode => v1::Usable::OtherNode,
+        Usable::OtherZone => v1::Usable::OtherZone,
+        Usable::Drained => v1::Usable::Drained,
     }
 }
 
@@ -123,6 +151,22 @@ pub fn protocol_message(number: u8) -> v1::Protocol {
         proto::UDP => v1::Protocol::Udp,
         proto::SCTP => v1::Protocol::Sctp,
         _ => v1::Protocol::Unspecified,
+    }
+}
+
+fn masquerade_message(masquerade: &Masquerade) -> v1::Masquerade {
+    v1::Masquerade {
+        except: masquerade.except.iter().map(cidr_message).collect(),
+        first_port: (*masquerade.ports.start()).into(),
+        last_port: (*masquerade.ports.end()).into(),
+        per_pod: masquerade.per_pod,
+    }
+}
+
+fn algorithm_message(algorithm: Algorithm) -> v1::Algorithm {
+    match algorithm {
+        Algorithm::Random => v1::Algorithm::Random,
+        Algorithm::Maglev => v1::Algorithm::Maglev,
     }
 }
 

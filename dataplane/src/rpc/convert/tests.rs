@@ -10,8 +10,8 @@ use wirelane_proto::v1;
 
 use super::*;
 use crate::tables::objects::{
-    Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Node, Object, ObjectKey, Pod, Policy,
-    PortRange, Rule, Service, ServicePort,
+    Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, Node, Object,
+    ObjectKey, Pod, Policy, PortRange, Rule, Service, ServicePort, Usable,
 };
 use crate::wire::{Addr, proto};
 
@@ -78,31 +78,56 @@ fn local_node() -> impl Strategy<Value = Object> {
     (
         (name(), pair(v4(), v6()), pair(cidr(v4(), 2), cidr(v6(), 2)), vec(any_cidr(), 0..3)),
         (1u16.., 0u32..1 << 24, 1280u16..),
+        (option::of(masquerade()), any::<[bool; 2]>(), any::<u32>()),
     )
-        .prop_map(|((name, addresses, pod_cidrs, service_cidrs), (vxlan_port, vni, pod_mtu))| {
-            Object::LocalNode(LocalNode {
-                name,
-                addresses,
-                pod_cidrs,
-                service_cidrs,
-                vxlan_port,
-                vni,
-                pod_mtu,
-            })
-        })
+        .prop_map(
+            |(names, (vxlan_port, vni, pod_mtu), (masquerade, [clamp_mss, answer_echo], grace))| {
+                let (name, addresses, pod_cidrs, service_cidrs) = names;
+                Object::LocalNode(LocalNode {
+                    name,
+                    addresses,
+                    pod_cidrs,
+                    service_cidrs,
+                    vxlan_port,
+                    vni,
+                    pod_mtu,
+                    masquerade,
+                    clamp_mss,
+                    answer_echo,
+                    backend_grace_seconds: grace,
+                })
+            },
+        )
+}
+
+fn masquerade() -> impl Strategy<Value = Masquerade> {
+    (vec(any_cidr(), 0..3), 1u16.., 1u16.., any::<u32>()).prop_map(|(except, a, b, per_pod)| Masquerade {
+        except,
+        ports: a.min(b)..=a.max(b),
+        per_pod,
+    })
 }
 
 fn service_port() -> impl Strategy<Value = ServicePort> {
     let kinds = [FrontendKind::ClusterIp, FrontendKind::ExternalIp, FrontendKind::LoadBalancer];
-    let frontend =
-        (option::of((addr(), prop::sample::select(kinds.to_vec()))), 1u16..).prop_map(|(address, port)| {
-            match address {
-                Some((address, kind)) => Frontend { kind, address: Some(address), port },
-                None => Frontend { kind: FrontendKind::NodePort, address: None, port },
-            }
+    let frontend = (option::of((addr(), prop::sample::select(kinds.to_vec()))), 1u16.., any::<bool>())
+        .prop_map(|(address, port, announced)| match address {
+            Some((address, kind)) => Frontend { kind, address: Some(address), port, announced },
+            None => Frontend::new(FrontendKind::NodePort, None, port),
         });
-    let backend = (addr(), 1u16.., or_empty(full_name()), or_empty(name()))
-        .prop_map(|(address, port, pod, node)| Backend { address, port, pod, node });
+    let names = (or_empty(full_name()), or_empty(name()));
+    let backend = (addr(), 1u16.., names, [usable(), usable()], any::<u32>(), any::<bool>()).prop_map(
+        |(address, port, (pod, node), [cluster, local], weight, serving)| Backend {
+            address,
+            port,
+            pod,
+            node,
+            cluster,
+            local,
+            weight,
+            serving,
+        },
+    );
     (or_empty("[a-z][-a-z0-9]{0,14}"), protocol(), vec(frontend, 0..4), vec(backend, 0..4)).prop_map(
         |(name, proto, mut frontends, mut backends)| {
             let mut seen = BTreeSet::new();
@@ -114,14 +139,31 @@ fn service_port() -> impl Strategy<Value = ServicePort> {
     )
 }
 
+fn usable() -> impl Strategy<Value = Usable> {
+    use Usable::{Chosen, Drained, NotReady, OtherNode, OtherZone, Terminating};
+    prop::sample::select(vec![Chosen, NotReady, Terminating, OtherNode, OtherZone, Drained])
+}
+
 fn service() -> impl Strategy<Value = Object> {
-    (full_name(), vec(service_port(), 0..3), any::<u32>()).prop_map(|(name, mut ports, affinity_seconds)| {
+    let algorithm = prop::sample::select(vec![Algorithm::Random, Algorithm::Maglev]);
+    let rules = (any::<u32>(), algorithm, any::<[bool; 3]>(), vec(any_cidr(), 0..3));
+    (full_name(), vec(service_port(), 0..3), rules).prop_map(|(name, mut ports, rules)| {
         let (mut names, mut frontends) = (BTreeSet::new(), BTreeSet::new());
         ports.retain(|port| names.insert((port.name.clone(), port.proto)));
         for ServicePort { proto, frontends: of, .. } in &mut ports {
             of.retain(|frontend| frontends.insert((frontend.address, frontend.port, *proto)));
         }
-        Object::Service(Service { name, ports, affinity_seconds })
+        let (affinity_seconds, algorithm, [external_local, internal_local, direct_return], ranges) = rules;
+        Object::Service(Service {
+            name,
+            ports,
+            affinity_seconds,
+            algorithm,
+            external_local,
+            internal_local,
+            source_ranges: ranges,
+            direct_return,
+        })
     })
 }
 
@@ -209,6 +251,13 @@ fn a_local_node_is_checked() {
         (|node| node.vxlan_port = 65_536, "vxlan_port", "not in 1..65535"),
         (|node| node.vni = 1 << 24, "vni", "not in"),
         (|node| node.pod_mtu = 1279, "pod_mtu", "not in 1280"),
+        (|node| masquerade_of(node).first_port = 0, "masquerade.first_port", "not in 1..65535"),
+        (|node| masquerade_of(node).last_port = 60_999, "masquerade.last_port", "less than the first"),
+        (
+            |node| masquerade_of(node).except[0].prefix_len = 33,
+            "masquerade.except[0].prefix_len",
+            "not in 0..32",
+        ),
     ];
     are_refused(&local_node_sample(), v1::object::Object::LocalNode, faults);
 }
@@ -235,6 +284,8 @@ fn a_service_is_checked() {
             "ports[0].backends[0].pod",
             "namespace/name",
         ),
+        (|service| service.ports[0].backends[0].local = 0, "ports[0].backends[0].local", "is none that"),
+        (|service| service.algorithm = 0, "algorithm", "is none that"),
     ];
     are_refused(&service_sample(), v1::object::Object::Service, faults);
 }
@@ -320,6 +371,13 @@ fn local_node_sample() -> v1::LocalNode {
         vxlan_port: 4789,
         vni: 4096,
         pod_mtu: 1450,
+        masquerade: Some(v1::Masquerade {
+            except: vec![cidr_message(&[10, 0, 0, 0], 8)],
+            first_port: 61_000,
+            last_port: 65_535,
+            per_pod: 0,
+        }),
+        ..v1::LocalNode::default()
     }
 }
 
@@ -330,17 +388,27 @@ fn service_sample() -> v1::Service {
         name: "http".into(),
         protocol: v1::Protocol::Tcp.into(),
         frontends: vec![
-            v1::Frontend { kind: cluster_ip, address: vec![10, 96, 0, 80], port: 80 },
-            v1::Frontend { kind: node_port, address: vec![], port: 30080 },
+            v1::Frontend { kind: cluster_ip, address: vec![10, 96, 0, 80], port: 80, announced: false },
+            v1::Frontend { kind: node_port, address: vec![], port: 30080, announced: false },
         ],
         backends: vec![v1::Backend {
             address: vec![10, 244, 1, 5],
             port: 8080,
             pod: "shop/web-1".into(),
             node: "node1".into(),
+            cluster: v1::Usable::Chosen.into(),
+            local: v1::Usable::Chosen.into(),
+            weight: 1,
+            serving: true,
         }],
     };
-    v1::Service { namespace: "shop".into(), name: "web".into(), ports: vec![port], affinity_seconds: 0 }
+    v1::Service {
+        namespace: "shop".into(),
+        name: "web".into(),
+        ports: vec![port],
+        algorithm: v1::Algorithm::Random.into(),
+        ..v1::Service::default()
+    }
 }
 
 fn policy_sample() -> v1::Policy {
@@ -366,6 +434,10 @@ fn policy_sample() -> v1::Policy {
 
 fn cidr_message(address: &[u8], prefix_len: u32) -> v1::Cidr {
     v1::Cidr { address: address.into(), prefix_len }
+}
+
+fn masquerade_of(node: &mut v1::LocalNode) -> &mut v1::Masquerade {
+    node.masquerade.as_mut().unwrap()
 }
 
 fn block(policy: &mut v1::Policy) -> &mut v1::IpBlock {

@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::names::Names;
 use super::objects::Objects;
-use crate::tables::objects::{self, FrontendKind, Service};
+use crate::tables::objects::{self, FrontendKind, Service, Usable};
 use crate::tables::services::{Backend, FrontendKey, Id, ServicePort, Services, backend_name, port_name};
 use crate::wire::Addr;
 
@@ -135,6 +135,7 @@ impl Compiled {
         let id = names.id(&name);
         let mut backends = |v4: bool| {
             let of_family = port.backends.iter().filter(|backend| backend.address.is_v4() == v4);
+            let of_family = of_family.filter(|backend| backend.cluster == Usable::Chosen);
             of_family
                 .map(|&objects::Backend { address, port, .. }| Backend {
                     id: names.id(&backend_name(&name, address, port)),

@@ -124,7 +124,12 @@ fn tuple(tuple: &Tuple) -> Value {
 }
 
 fn frontend(frontend: &Frontend) -> Value {
-    json!({ "kind": frontend_kind(frontend.kind), "address": address(&frontend.address), "port": frontend.port })
+    json!({
+        "kind": frontend_kind(frontend.kind),
+        "address": address(&frontend.address),
+        "port": frontend.port,
+        "announced": frontend.announced,
+    })
 }
 
 fn backend(backend: &Backend) -> Value {
@@ -211,11 +216,19 @@ mod tests {
     fn bytes_and_enumerations_are_written_for_people() {
         let view = ServiceView {
             protocol: 1,
-            frontends: vec![Frontend { kind: Kind::ClusterIp.into(), address: vec![10, 96, 0, 1], port: 80 }],
+            frontends: vec![Frontend {
+                kind: Kind::ClusterIp.into(),
+                address: vec![10, 96, 0, 1],
+                port: 80,
+                announced: true,
+            }],
             ..ServiceView::default()
         };
         let json = &services_json(&[view])[0];
         assert_eq!(json["protocol"], "TCP");
-        assert_eq!(json["frontends"][0], json!({ "kind": "CLUSTER_IP", "address": "10.96.0.1", "port": 80 }));
+        assert_eq!(
+            json["frontends"][0],
+            json!({ "kind": "CLUSTER_IP", "address": "10.96.0.1", "port": 80, "announced": true })
+        );
     }
 }
