@@ -279,7 +279,7 @@ impl Model<'_> {
             let backends = port.backends.iter();
             let backends = backends.filter(|backend| backend.address.is_v4() == key.dst.is_v4());
             let backends: BTreeSet<String> =
-                backends.map(|backend| backend_name(&name, backend.address, backend.port)).collect();
+                backends.map(|backend| backend_name(&name, backend)).collect();
             return format!("{name} {:?} {backends:?}", frontend.kind);
         }
         let known = self.frontends().any(|(_, _, frontend)| frontend.address == Some(key.dst));

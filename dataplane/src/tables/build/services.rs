@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::names::Names;
 use super::objects::Objects;
-use crate::tables::objects::{self, FrontendKind, Service, Usable};
+use crate::tables::objects::{FrontendKind, Service, Usable};
 use crate::tables::services::{Backend, FrontendKey, Id, ServicePort, Services, backend_name, port_name};
 use crate::wire::Addr;
 
@@ -137,10 +137,10 @@ impl Compiled {
             let of_family = port.backends.iter().filter(|backend| backend.address.is_v4() == v4);
             let of_family = of_family.filter(|backend| backend.cluster == Usable::Chosen);
             of_family
-                .map(|&objects::Backend { address, port, .. }| Backend {
-                    id: names.id(&backend_name(&name, address, port)),
-                    address,
-                    port,
+                .map(|backend| Backend {
+                    id: names.id(&backend_name(&name, backend)),
+                    address: backend.address,
+                    port: backend.port,
                 })
                 .collect()
         };
