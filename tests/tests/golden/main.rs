@@ -8,6 +8,7 @@
 mod af_xdp;
 mod conntrack;
 mod decap;
+mod endings;
 mod forward;
 mod host;
 mod memory;
@@ -141,6 +142,12 @@ impl Row {
     fn begins(mut self, stages: &[&'static str]) -> Row {
         self.flows = 1;
         self.via(stages)
+    }
+
+    /// A flow ends with it.
+    fn ends_flow(mut self) -> Row {
+        self.flows = -1;
+        self
     }
 
     fn forwards(mut self, port: PortId, packet: impl Into<Vec<u8>>) -> Row {
@@ -335,6 +342,7 @@ fn rows() -> Vec<Row> {
         parse::rows(),
         decap::rows(),
         conntrack::rows(),
+        endings::rows(),
         service::rows(),
         policy::rows(),
         forward::rows(),
