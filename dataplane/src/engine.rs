@@ -117,6 +117,46 @@ impl Shared {
     }
 }
 
+/// Somebody who is no worker and has no packet, but asks the stages what they would do.
+#[derive(Debug)]
+pub struct Onlooker {
+    shared: Arc<Shared>,
+    stats: Box<WorkerStats>,
+    /// Never used: an onlooker commits nothing.
+    retired: [Share; 2],
+    local: Local,
+}
+
+impl Onlooker {
+    /// At these workers' tables.
+    pub fn new(shared: Arc<Shared>) -> Onlooker {
+        let workers = shared.stats.len();
+        Onlooker {
+            stats: Box::default(),
+            retired: [0, 1].map(|_| Share::new(0, workers)),
+            local: Local::new(shared.seed),
+            shared,
+        }
+    }
+
+    /// Calls `look` with what a worker's stages would see now.
+    pub fn look<R>(&mut self, now: Now, look: impl FnOnce(&mut Context<'_>) -> R) -> R {
+        let tables = self.shared.tables();
+        look(&mut Context {
+            tables: &tables,
+            flows_v4: &self.shared.flows_v4,
+            flows_v6: &self.shared.flows_v6,
+            retired: &mut self.retired,
+            epochs: &self.shared.epochs,
+            fragments: &self.shared.fragments,
+            neighbours: &self.shared.neighbours,
+            stats: &self.stats,
+            local: &mut self.local,
+            now,
+        })
+    }
+}
+
 /// One worker's packet processor.
 #[derive(Debug)]
 pub struct Engine {

@@ -104,6 +104,7 @@ drop_reasons! {
     FragmentOverflow "fragment_overflow" "Too many fragments waited for the first ones of their datagrams.";
     FragmentedTunnel "fragmented_tunnel" "VXLAN to this node in fragments: the other node's MTU is larger than that of the way here.";
     NoSpareFrame "no_spare_frame" "The packet had to be cut into pieces for its next hop, and there were no frames for them.";
+    BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
 }
 
 /// How many reasons there are.
