@@ -17,6 +17,7 @@ use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
 use wirelane_dataplane::tables::flows::line::{V4, V6};
 use wirelane_dataplane::tables::flows::{FlowTable, Share};
+use wirelane_dataplane::tables::fragments::Fragments;
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::{HOST_PORT, Tables};
 use wirelane_dataplane::verdict::{DropReason, Verdict};
@@ -32,6 +33,7 @@ struct Parser {
     flows: (FlowTable<V4>, FlowTable<V6>),
     retired: [Share; 2],
     epochs: Arc<Epochs>,
+    fragments: Fragments,
     neighbours: Neighbours,
     stats: WorkerStats,
     pool: FramePool,
@@ -48,6 +50,7 @@ impl Parser {
             flows: (FlowTable::new(64, 0).unwrap(), FlowTable::new(64, 0).unwrap()),
             retired: [0, 1].map(|_| Share::new(0, 1)),
             epochs: Epochs::new(0),
+            fragments: Fragments::new(0),
             neighbours: Neighbours::default(),
             stats: WorkerStats::default(),
             pool: FramePool::in_memory(1, 4096).unwrap(),
@@ -67,6 +70,7 @@ impl Parser {
             flows_v6: &self.flows.1,
             retired: &mut self.retired,
             epochs: &self.epochs,
+            fragments: &self.fragments,
             neighbours: &self.neighbours,
             stats: &self.stats,
             local: &mut Local::new(1),
