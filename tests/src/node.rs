@@ -11,6 +11,7 @@ use wirelane_dataplane::engine::{Engine, Shared};
 use wirelane_dataplane::io::frame::FramePool;
 use wirelane_dataplane::io::memory::MemoryPort;
 use wirelane_dataplane::path::STAGES;
+use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::build::{Builder, UplinkRoutes};
 use wirelane_dataplane::tables::flows::{FlowTable, Rules};
 use wirelane_dataplane::tables::objects::{Object, ObjectKey};
@@ -38,7 +39,8 @@ impl Control {
     pub fn with_rules(workers: usize, flows: u32, rules: Rules) -> Control {
         const SEED: u64 = 0x5eed;
         let (v4, v6) = (FlowTable::with_rules(flows, SEED, rules), FlowTable::with_rules(flows, SEED, rules));
-        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap());
+        let affinity = Affinity::new(SEED).unwrap();
+        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap(), affinity);
         Control { shared, builder: Builder::default() }
     }
 

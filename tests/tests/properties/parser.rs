@@ -15,6 +15,7 @@ use wirelane_dataplane::path::{Context, Local, Waiting};
 use wirelane_dataplane::rcu::Epochs;
 use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
+use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::flows::line::{V4, V6};
 use wirelane_dataplane::tables::flows::{FlowTable, Share};
 use wirelane_dataplane::tables::fragments::Fragments;
@@ -32,6 +33,7 @@ struct Parser {
     tables: Arc<Tables>,
     flows: (FlowTable<V4>, FlowTable<V6>),
     retired: [Share; 2],
+    affinity: Affinity,
     epochs: Arc<Epochs>,
     fragments: Fragments,
     neighbours: Neighbours,
@@ -49,6 +51,7 @@ impl Parser {
             tables: control.shared.tables(),
             flows: (FlowTable::new(64, 0).unwrap(), FlowTable::new(64, 0).unwrap()),
             retired: [0, 1].map(|_| Share::new(0, 1)),
+            affinity: Affinity::new(0).unwrap(),
             epochs: Epochs::new(0),
             fragments: Fragments::new(0),
             neighbours: Neighbours::default(),
@@ -69,6 +72,7 @@ impl Parser {
             flows_v4: &self.flows.0,
             flows_v6: &self.flows.1,
             retired: &mut self.retired,
+            affinity: &self.affinity,
             epochs: &self.epochs,
             fragments: &self.fragments,
             neighbours: &self.neighbours,
