@@ -84,6 +84,8 @@ drop_reasons! {
     TransmitFull "transmit_full" "The outgoing port's ring was full.";
     ForeignDestination "foreign_destination" "A frame that was not for this node's MAC address or a packet not for its addresses.";
     NoHeadroom "no_headroom" "The frame has no room for another header.";
+    NoLocalBackend "no_local_backend" "The Service's traffic policy is Local and it has no backend on this node, but elsewhere.";
+    SourceRange "source_range" "The client is not in the Service's load balancer source ranges.";
     BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
 }
 

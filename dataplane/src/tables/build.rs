@@ -21,6 +21,7 @@ use super::node_index::NodeIndex;
 use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
 use super::services::Id;
 use super::route::{Prefix, Route, Routes, host_prefix};
+use super::services::Services;
 use super::{MAX_PORTS, Node, NodeAddresses, PortKind, Steering, Tables, UPLINK_PORT};
 use crate::batch::PortId;
 use crate::wire::Addr;
@@ -204,7 +205,7 @@ impl Builder {
             next.flows_unsettled_in = next.revision;
         }
         if std::mem::take(&mut self.frontends.steering_changed) || local {
-            next.steering = Arc::new(self.steering());
+            next.steering = Arc::new(self.steering(&next.services));
         }
         self.current = next;
         Arc::new(self.current.clone())
@@ -318,15 +319,18 @@ impl Builder {
     }
 
     /// What the kernel has to send here.
-    fn steering(&self) -> Steering {
+    fn steering(&self, services: &Services) -> Steering {
         let local = self.objects.local_node();
         let mut prefixes = local.map_or_else(Vec::new, |local| local.pod_cidrs.clone());
-        prefixes.extend(self.frontends.external().map(host_prefix));
+        let node_addresses = local.map_or_else(Vec::new, |local| local.addresses.clone());
+        // What else comes to the node's own addresses is the kernel's.
+        let external = self.frontends.external().filter(|address| !node_addresses.contains(address));
+        prefixes.extend(external.map(host_prefix));
         prefixes.sort_unstable();
         Steering {
             vxlan_port: local.map_or(0, |local| local.vxlan_port),
-            node_addresses: local.map_or_else(Vec::new, |local| local.addresses.clone()),
-            node_ports: self.frontends.node_ports().collect(),
+            node_ports: self.frontends.ports_at(&node_addresses, services),
+            node_addresses,
             prefixes,
         }
     }

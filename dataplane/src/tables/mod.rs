@@ -1,6 +1,7 @@
 //! The tables: one immutable state with a revision ([`Tables`]), and the one table that workers write
 //! ([`flows`]).
 
+pub mod backends;
 pub mod build;
 pub mod flows;
 pub mod maglev;
@@ -9,6 +10,7 @@ pub mod neighbours;
 pub mod node_index;
 pub mod objects;
 pub mod policy;
+pub mod recent;
 pub mod route;
 pub mod services;
 pub mod standing;
