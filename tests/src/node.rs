@@ -274,7 +274,6 @@ impl Node {
 
     /// Fails if a frame is neither in the pool nor on its way.
     pub fn assert_no_frame_lost(&self) {
-        let pool = &self.worker.pool;
-        assert_eq!(pool.available(), pool.total(), "frames were lost");
+        assert_eq!(self.worker.frames_at_hand(), self.worker.pool.total(), "frames were lost");
     }
 }

@@ -85,6 +85,11 @@ impl Sought {
         self.hashes[index & (BATCH - 1)]
     }
 
+    /// A packet's key was found otherwise than by looking.
+    pub fn set_hash(&mut self, index: usize, hash: u64) {
+        self.hashes[index & (BATCH - 1)] = hash;
+    }
+
     /// Number of packets.
     pub fn len(&self) -> usize {
         self.indices.len()

@@ -4,6 +4,7 @@
 pub mod backends;
 pub mod build;
 pub mod flows;
+pub mod fragments;
 pub mod maglev;
 pub mod map;
 pub mod neighbours;

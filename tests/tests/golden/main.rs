@@ -10,6 +10,7 @@ mod conntrack;
 mod decap;
 mod endings;
 mod forward;
+mod fragments;
 mod host;
 mod memory;
 mod parse;
@@ -80,6 +81,8 @@ enum Step {
 enum Expected {
     /// It leaves by this port, as this frame.
     Forward(PortId, Vec<u8>),
+    /// It leaves by this port in several pieces.
+    ForwardAll(PortId, Vec<Vec<u8>>),
     /// It is answered: this frame leaves by the port that it came by.
     Reply(Vec<u8>),
     /// It is dropped.
@@ -155,6 +158,11 @@ impl Row {
         self
     }
 
+    fn forwards_all(mut self, port: PortId, frames: Vec<Vec<u8>>) -> Row {
+        self.verdict = Expected::ForwardAll(port, frames);
+        self
+    }
+
     fn replies(mut self, packet: impl Into<Vec<u8>>) -> Row {
         self.verdict = Expected::Reply(packet.into());
         self.stages.insert("reply");
@@ -208,6 +216,7 @@ impl Row {
         let (port, frame) = self.input.as_ref().expect("a row has a packet");
         match &self.verdict {
             Expected::Forward(port, frame) => vec![(*port, normal(frame))],
+            Expected::ForwardAll(port, frames) => frames.iter().map(|frame| (*port, normal(frame))).collect(),
             Expected::Reply(frame) | Expected::Refuse(_, frame) => vec![(*port, normal(frame))],
             Expected::Host => vec![(HOST_PORT, for_host(frame))],
             Expected::Drop(_) => vec![],
@@ -346,6 +355,7 @@ fn rows() -> Vec<Row> {
         service::rows(),
         policy::rows(),
         forward::rows(),
+        fragments::rows(),
         host::rows(),
     ]
     .into_iter()
