@@ -148,6 +148,7 @@ impl Onlooker {
             flows_v6: &self.shared.flows_v6,
             retired: &mut self.retired,
             epochs: &self.shared.epochs,
+            fragments: &self.shared.fragments,
             neighbours: &self.shared.neighbours,
             fragments: &self.shared.fragments,
             stats: &self.stats,

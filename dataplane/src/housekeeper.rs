@@ -170,7 +170,10 @@ impl Keeping {
             self.next_round = (ends > 0 && self.rounds > 0).then(|| now + BETWEEN_ROUNDS);
             self.not_before = now + REST.max(RESTS * (now - began));
             if ends > 0 {
-                tracing::debug!(ends, "ends of connections whose backend is gone, and that have not been told");
+                tracing::debug!(
+                    ends,
+                    "ends of connections whose backend is gone, and that have not been told"
+                );
             }
         }
         [next_grace, self.next_round].into_iter().flatten().min()

@@ -1,19 +1,12 @@
 //! What the tests of Wirelane stand on: packets that are easy to write and to check ([`packet`], [`check`]), a
-<<<<<<< HEAD
-//! small cluster ([`cluster`]), a node over memory ports that takes packets in and says what became of
-//! them ([`node`]), and such a node among others that Kubernetes manifests describe ([`manifests`], [`scene`]).
-
-pub mod check;
-pub mod cluster;
-pub mod manifests;
-=======
-//! small cluster ([`cluster`]), datagrams in pieces ([`fragments`]), and a node over memory ports that takes packets in and says what became of
-//! them ([`node`]).
+//! small cluster ([`cluster`]), datagrams in pieces ([`fragments`]), a node over memory ports that takes packets in
+//! and says what became of them ([`node`]), and such a node among others that Kubernetes manifests describe
+//! ([`manifests`], [`scene`]).
 
 pub mod check;
 pub mod cluster;
 pub mod fragments;
->>>>>>> w-packets
+pub mod manifests;
 pub mod node;
 pub mod packet;
 pub mod random;

@@ -116,8 +116,7 @@ pub(super) fn categorise(candidates: &[Candidate<'_>], place: Place<'_>) -> Vec<
 /// still serve.
 pub(super) fn nodes_with_local<'a>(candidates: &[Candidate<'a>]) -> BTreeSet<&'a str> {
     let of = |condition| {
-        let usable =
-            candidates.iter().filter(move |c| c.weight > 0 && c.endpoint.condition == condition);
+        let usable = candidates.iter().filter(move |c| c.weight > 0 && c.endpoint.condition == condition);
         usable.map(|c| &*c.endpoint.node).collect::<BTreeSet<_>>()
     };
     let ready = of(Condition::Ready);

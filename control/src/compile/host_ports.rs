@@ -19,8 +19,7 @@ pub(super) fn compile(state: &State, settings: &Settings, name: &Name, change: &
     let mut problems = Vec::new();
     let held: Vec<_> =
         (0..pod.host_ports.len()).filter(|&i| holds(state, settings, stored, i, &mut problems)).collect();
-    let ports: Vec<_> =
-        held.into_iter().map(|i| service_port(state, pod, &pod.host_ports[i])).collect();
+    let ports: Vec<_> = held.into_iter().map(|i| service_port(state, pod, &pod.host_ports[i])).collect();
     let at = of(name);
     // Before it has an address there is nowhere to send anything to.
     if ports.iter().all(|port| port.backends.is_empty()) {

@@ -34,7 +34,8 @@ pub(super) fn compile(
     };
     let service = &*stored.object;
     let place = Place { node: &settings.node, zone: &view.zone };
-    let endpoints: Vec<_> = service.ports.iter().map(|port| Sorted::of(state, service, port, place)).collect();
+    let endpoints: Vec<_> =
+        service.ports.iter().map(|port| Sorted::of(state, service, port, place)).collect();
     let mut compiling = Compiling { state, settings, view, stored, service, problems: Vec::new() };
     let addresses = compiling.addresses(&endpoints);
     let ports = service.ports.iter().zip(&endpoints).enumerate().map(|(i, (port, endpoints))| {
@@ -50,8 +51,12 @@ pub(super) fn compile(
         }
     });
     let ports: Vec<_> = ports.collect();
-    if service.direct_return && ports.iter().flat_map(|port| &port.frontends).all(|front| !is_returned(front)) {
-        compiling.note("metadata.annotations", "direct return is for load-balancer addresses and node ports: there are none");
+    if service.direct_return && ports.iter().flat_map(|port| &port.frontends).all(|front| !is_returned(front))
+    {
+        compiling.note(
+            "metadata.annotations",
+            "direct return is for load-balancer addresses and node ports: there are none",
+        );
     }
     let object = v1::Service {
         namespace: name.namespace.clone(),
@@ -96,7 +101,8 @@ fn source_ranges(service: &Service) -> Vec<IpNet> {
 /// How many endpoints of this node are ready, each once whatever its ports: of the family that has more, since a pod may
 /// have an address of both.
 fn local_ready(endpoints: &[Sorted<'_>], node: &str) -> u32 {
-    let candidates = endpoints.iter().flat_map(|sorted| &sorted.families).flat_map(|(candidates, _)| candidates);
+    let candidates =
+        endpoints.iter().flat_map(|sorted| &sorted.families).flat_map(|(candidates, _)| candidates);
     let ready = candidates.filter(|candidate| {
         let endpoint = candidate.endpoint;
         endpoint.condition == Condition::Ready && endpoint.node == node && candidate.weight > 0
@@ -134,7 +140,8 @@ impl<'a> Sorted<'a> {
 
     /// The backends, in order of address and port.
     fn backends(&self) -> Vec<v1::Backend> {
-        let all = self.families.iter().flat_map(|(candidates, usabilities)| candidates.iter().zip(usabilities));
+        let all =
+            self.families.iter().flat_map(|(candidates, usabilities)| candidates.iter().zip(usabilities));
         all.map(|(&Candidate { endpoint, port, weight }, usability)| v1::Backend {
             address: address_bytes(endpoint.address),
             port: port.into(),

@@ -183,9 +183,8 @@ impl TryFrom<k8s::Service> for Service {
 }
 
 fn addresses(field: &str, listed: &[String], faults: &mut Faults) -> Vec<IpAddr> {
-    let parse = |(i, address): (usize, &String)| {
-        faults.take(check::address(format!("{field}[{i}]"), address))
-    };
+    let parse =
+        |(i, address): (usize, &String)| faults.take(check::address(format!("{field}[{i}]"), address));
     listed.iter().enumerate().filter_map(parse).collect()
 }
 
@@ -238,7 +237,9 @@ fn parse_load_balancer(
             None | Some("" | "VIP") => addresses.extend(address),
             // Its packets come with the address of a node or a pod; those to it are for the balancer itself.
             Some("Proxy") => {}
-            Some(other) => faults.add(format!("{field}.ipMode"), format!("\"{other}\" is neither VIP nor Proxy")),
+            Some(other) => {
+                faults.add(format!("{field}.ipMode"), format!("\"{other}\" is neither VIP nor Proxy"))
+            }
         }
     }
 

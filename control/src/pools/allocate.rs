@@ -123,7 +123,8 @@ impl<'a> Giving<'a> {
 
     /// The ranges of one family that a balancer's addresses may be of, in the order of the configuration.
     fn ranges(&self, balancer: &LoadBalancer, is_ipv4: bool) -> Vec<Range> {
-        let pools = self.pools.iter().filter(|pool| balancer.pool.as_ref().is_none_or(|name| *name == pool.name));
+        let pools =
+            self.pools.iter().filter(|pool| balancer.pool.as_ref().is_none_or(|name| *name == pool.name));
         pools.flat_map(|pool| &pool.addresses).copied().filter(|range| range.is_ipv4() == is_ipv4).collect()
     }
 
@@ -167,7 +168,8 @@ impl<'a> Giving<'a> {
     fn choose(&self, service: &Service, ranges: &[Range]) -> Option<IpAddr> {
         let sizes = ranges.iter().map(|range| range.span().saturating_add(1));
         let total = sizes.clone().fold(0_u128, u128::saturating_add);
-        let name = StableHash::new().part(service.name.namespace.as_bytes()).part(service.name.name.as_bytes());
+        let name =
+            StableHash::new().part(service.name.namespace.as_bytes()).part(service.name.name.as_bytes());
         let start = u128::from(name.finish()).checked_rem(total)?;
         let at = |mut offset: u128| {
             for (range, size) in ranges.iter().zip(sizes.clone()) {

@@ -94,8 +94,7 @@ impl Pools {
     /// Gives load balancers their addresses, and takes back those of services that want none any more. Returns what is
     /// wrong; nothing else is.
     pub fn settle(&mut self, state: &mut State, touched: &mut Touched) -> Vec<Problem> {
-        let (given, refusals) =
-            allocate::allocate(&self.pools, state, &self.given, self.may_choose(state));
+        let (given, refusals) = allocate::allocate(&self.pools, state, &self.given, self.may_choose(state));
         // Before anybody can come to rely on it.
         let mut problems = Vec::new();
         if self.is_unsaved || given != self.given {
@@ -106,7 +105,9 @@ impl Pools {
                     file: self.memory.path().display().to_string(),
                     object: String::new(),
                     field: String::new(),
-                    reason: format!("cannot be written, so addresses may change with the next start: {error}"),
+                    reason: format!(
+                        "cannot be written, so addresses may change with the next start: {error}"
+                    ),
                     severity: Severity::Fault,
                 });
             }
@@ -134,8 +135,10 @@ impl Pools {
                 "{allocator} chooses an address, which this node cannot know: ask for one by annotation"
             )),
             None if state.nodes().all(|stored| stored.object.name.name == self.node) => Ok(()),
-            None => Err("there are several nodes, and none is the allocator: ask for an address by annotation"
-                .to_owned()),
+            None => {
+                Err("there are several nodes, and none is the allocator: ask for an address by annotation"
+                    .to_owned())
+            }
         }
     }
 }

@@ -29,7 +29,13 @@ impl<K: Clone + Eq + Hash> Claims<K> {
     }
 
     /// Adds a claimant, and tells who else is concerned.
-    pub(super) fn claim(&mut self, name: &Name, created: Created, keys: &[K], concerned: &mut BTreeSet<Name>) {
+    pub(super) fn claim(
+        &mut self,
+        name: &Name,
+        created: Created,
+        keys: &[K],
+        concerned: &mut BTreeSet<Name>,
+    ) {
         for key in keys {
             let claimants = self.claimants.entry(key.clone()).or_default();
             claimants.insert((created, name.clone()));
@@ -38,7 +44,13 @@ impl<K: Clone + Eq + Hash> Claims<K> {
     }
 
     /// Takes a claimant back, and tells who else is concerned.
-    pub(super) fn release(&mut self, name: &Name, created: Created, keys: &[K], concerned: &mut BTreeSet<Name>) {
+    pub(super) fn release(
+        &mut self,
+        name: &Name,
+        created: Created,
+        keys: &[K],
+        concerned: &mut BTreeSet<Name>,
+    ) {
         for key in keys {
             let Some(claimants) = self.claimants.get_mut(key) else { continue };
             claimants.remove(&(created, name.clone()));

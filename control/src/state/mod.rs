@@ -254,7 +254,7 @@ impl State {
     }
 
     /// The addresses that packets to a load balancer carry when they come to a node.
-    pub fn balancer_addresses(&self, service: &Service) -> &[IpAddr] {
+    pub fn balancer_addresses<'a>(&'a self, service: &'a Service) -> &'a [IpAddr] {
         match &service.load_balancer {
             None => &[],
             Some(balancer) if balancer.has_ingress => &balancer.addresses,

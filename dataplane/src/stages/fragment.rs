@@ -9,7 +9,7 @@
 use crate::batch::{Answer, Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
-use crate::stages::conntrack::{self, Halt};
+use crate::stages::conntrack;
 use crate::tables::flows::FlowTable;
 use crate::tables::flows::line::{Family, V4, V6};
 use crate::tables::fragments::{Fate, Piece};
@@ -110,6 +110,6 @@ fn join<F: Family>(
 ) -> Result<Next, DropReason> {
     let hash = table.hash(&meta.key);
     let flow = table.lookup(hash, &meta.key).ok_or(DropReason::FragmentRefused)?;
-    conntrack::follow(flow, meta, frame_len, cx, table).map_err(Halt::reason)?;
+    conntrack::follow(flow, meta, frame_len, cx, table).map_err(conntrack::Halt::reason)?;
     Ok(Next::Forward(hash))
 }

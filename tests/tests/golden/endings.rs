@@ -20,10 +20,15 @@ const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
 const TO_ENDED: &[&str] = &["parse", "conntrack"];
 
 fn datagrams() -> Vec<Row> {
-    let question = |sport: u16| udp().from("198.51.100.9:0").source_port(sport).to("192.0.2.1:30053").payload(b"?");
+    let question =
+        |sport: u16| udp().from("198.51.100.9:0").source_port(sport).to("192.0.2.1:30053").payload(b"?");
     let asked = |sport: u16| question(sport).from_net(254);
-    let at_web = |sport: u16| question(sport).from("10.244.1.1:0").source_port(sport).to("10.244.1.10:5353").hop().to_pod(WEB);
-    let at_api = |sport: u16| question(sport).from("10.244.1.1:0").source_port(sport).to("10.244.1.11:5353").hop().to_pod(API);
+    let at_web = |sport: u16| {
+        question(sport).from("10.244.1.1:0").source_port(sport).to("10.244.1.10:5353").hop().to_pod(WEB)
+    };
+    let at_api = |sport: u16| {
+        question(sport).from("10.244.1.1:0").source_port(sport).to("10.244.1.11:5353").hop().to_pod(API)
+    };
     let from_pod = |sport: u16, to: &str| udp().from("10.244.1.10:0").source_port(sport).to(to).payload(b"?");
     vec![
         row("a UDP flow whose backend does not serve any more goes to another at once")
@@ -82,7 +87,13 @@ fn datagrams() -> Vec<Row> {
         row("a UDP flow that went to an address before a Service had it goes to the Service")
             .after(WEB, from_pod(1808, "198.51.100.53:53").from_pod(WEB))
             .told(|control| {
-                let late = service("shop/late", proto::UDP, &[("198.51.100.53", 53)], None, &[("10.244.1.11", 5353)]);
+                let late = service(
+                    "shop/late",
+                    proto::UDP,
+                    &[("198.51.100.53", 53)],
+                    None,
+                    &[("10.244.1.11", 5353)],
+                );
                 control.change(vec![late], &[]);
             })
             .input(WEB, from_pod(1808, "198.51.100.53:53").from_pod(WEB))
@@ -92,13 +103,26 @@ fn datagrams() -> Vec<Row> {
 }
 
 fn connections() -> Vec<Row> {
-    let begun = |sport: u16| tcp().from("10.244.1.11:0").source_port(sport).to("10.96.0.10:80").syn().from_pod(API);
+    let begun =
+        |sport: u16| tcp().from("10.244.1.11:0").source_port(sport).to("10.96.0.10:80").syn().from_pod(API);
     let goes_on = |sport: u16| {
-        tcp().from("10.244.1.11:0").source_port(sport).to("10.96.0.10:80").numbers(7, 99).payload(b"four").from_pod(API)
+        tcp()
+            .from("10.244.1.11:0")
+            .source_port(sport)
+            .to("10.96.0.10:80")
+            .numbers(7, 99)
+            .payload(b"four")
+            .from_pod(API)
     };
     let at_web = |sport: u16| goes_on(sport).to("10.244.1.10:8080").hop().to_pod(WEB);
     let reset = |sport: u16| {
-        tcp().from("10.96.0.10:80").to(&format!("10.244.1.11:{sport}")).flags(flag::RST).numbers(99, 0).window(0).to_pod(API)
+        tcp()
+            .from("10.96.0.10:80")
+            .to(&format!("10.244.1.11:{sport}"))
+            .flags(flag::RST)
+            .numbers(99, 0)
+            .window(0)
+            .to_pod(API)
     };
     vec![
         row("a TCP connection stays with a backend that is there and does not serve")
@@ -214,11 +238,19 @@ fn of_pod(pod: &str) -> Backend {
 
 /// The Service of the standard cluster, with other backends.
 fn dns(control: &mut Control, backends: &[Backend]) {
-    with_backends(control, service("shop/dns", proto::UDP, &[("10.96.0.12", 53)], Some(30053), &[]), backends);
+    with_backends(
+        control,
+        service("shop/dns", proto::UDP, &[("10.96.0.12", 53)], Some(30053), &[]),
+        backends,
+    );
 }
 
 fn web(control: &mut Control, backends: &[Backend]) {
-    with_backends(control, service("shop/web", proto::TCP, &[("10.96.0.10", 80)], Some(30080), &[]), backends);
+    with_backends(
+        control,
+        service("shop/web", proto::TCP, &[("10.96.0.10", 80)], Some(30080), &[]),
+        backends,
+    );
 }
 
 fn with_backends(control: &mut Control, mut service: Object, backends: &[Backend]) {

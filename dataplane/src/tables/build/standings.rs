@@ -125,7 +125,9 @@ fn backends<'a>(
     names: &mut Names,
 ) -> impl Iterator<Item = (Id, Backend<'a>)> + use<'a> {
     let mut all = Vec::new();
-    for (service, port) in service.into_iter().flat_map(|service| service.ports.iter().map(move |port| (service, port))) {
+    for (service, port) in
+        service.into_iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)))
+    {
         let port_name = port_name(&service.name, &port.name, port.proto);
         all.extend(port.backends.iter().map(|backend| {
             let id = names.id(&backend_name(&port_name, backend));
