@@ -31,6 +31,7 @@ fn parse(criterion: &mut Criterion) {
         flows_v6: &shared.flows_v6,
         retired: &mut [0, 1].map(|_| Share::new(0, 1)),
         epochs: &Epochs::new(1),
+        fragments: &shared.fragments,
         neighbours: &shared.neighbours,
         stats: &WorkerStats::default(),
         local: &mut Local::new(1),

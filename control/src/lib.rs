@@ -17,6 +17,7 @@ pub mod compile;
 pub mod config;
 mod hash;
 pub mod model;
+pub mod pools;
 pub mod problem;
 pub mod push;
 pub mod reconcile;

@@ -12,7 +12,6 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 use wirelane_control::{
     attach::Attacher,
-    compile::Settings,
     config::Config,
     problem::Problems,
     push::{Desired, Pusher},
@@ -63,13 +62,7 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let settings = Settings {
-        node: config.node.clone(),
-        service_cidrs: config.service_cidrs,
-        vxlan_port: config.vxlan_port,
-        vni: config.vni,
-        uplink_mtu: config.uplink_mtu,
-    };
+    let settings = config.settings();
     let (reconciler, cluster) = Reconciler::new(settings, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
     let attacher = Attacher::new(config.node.clone(), dataplane, desired, cluster.clone(), link.clone());

@@ -10,6 +10,7 @@ use crate::rcu::{Epochs, Published, Reader};
 use crate::stats::WorkerStats;
 use crate::tables::flows::line::{V4, V6};
 use crate::tables::flows::{FlowTable, MAX_WORKERS, Share};
+use crate::tables::fragments::Fragments;
 use crate::tables::neighbours::Neighbours;
 use crate::tables::{HOST_PORT, Tables};
 use crate::verdict::Verdict;
@@ -41,6 +42,8 @@ pub struct Shared {
     pub flows_v6: FlowTable<V6>,
     /// MAC addresses on the uplink.
     pub neighbours: Neighbours,
+    /// What became of datagrams' first fragments.
+    pub fragments: Fragments,
     /// What each worker counts.
     pub stats: Box<[WorkerStats]>,
     seed: u64,
@@ -81,6 +84,7 @@ impl Shared {
             flows_v4,
             flows_v6,
             neighbours: Neighbours::default(),
+            fragments: Fragments::new(seed),
             stats: (0..workers).map(|_| WorkerStats::default()).collect(),
             seed,
             visitor: Mutex::new(visitor),
@@ -110,6 +114,46 @@ impl Shared {
         let result = visit(&self.flows_v4, &self.flows_v6);
         reader.offline();
         result
+    }
+}
+
+/// Somebody who is no worker and has no packet, but asks the stages what they would do.
+#[derive(Debug)]
+pub struct Onlooker {
+    shared: Arc<Shared>,
+    stats: Box<WorkerStats>,
+    /// Never used: an onlooker commits nothing.
+    retired: [Share; 2],
+    local: Local,
+}
+
+impl Onlooker {
+    /// At these workers' tables.
+    pub fn new(shared: Arc<Shared>) -> Onlooker {
+        let workers = shared.stats.len();
+        Onlooker {
+            stats: Box::default(),
+            retired: [0, 1].map(|_| Share::new(0, workers)),
+            local: Local::new(shared.seed),
+            shared,
+        }
+    }
+
+    /// Calls `look` with what a worker's stages would see now.
+    pub fn look<R>(&mut self, now: Now, look: impl FnOnce(&mut Context<'_>) -> R) -> R {
+        let tables = self.shared.tables();
+        look(&mut Context {
+            tables: &tables,
+            flows_v4: &self.shared.flows_v4,
+            flows_v6: &self.shared.flows_v6,
+            retired: &mut self.retired,
+            epochs: &self.shared.epochs,
+            fragments: &self.shared.fragments,
+            neighbours: &self.shared.neighbours,
+            stats: &self.stats,
+            local: &mut self.local,
+            now,
+        })
     }
 }
 
@@ -146,7 +190,26 @@ impl Engine {
     /// are addressed to it and have the host's port as theirs.
     #[inline]
     pub fn run(&mut self, batch: &mut Batch, now: Now) {
-        let stats = &self.shared.stats[self.worker];
+        let tables = self.through(batch, now, path::run);
+        let stats = self.stats();
+        stats.batches.add(1);
+        stats.packets.add(batch.len() as u64);
+        stats.revision.set(tables);
+    }
+
+    /// As [`Engine::run`], with packets that have been held, and their metadata as they were then.
+    pub fn resume(&mut self, batch: &mut Batch, now: Now) {
+        self.through(batch, now, path::resume);
+    }
+
+    /// Takes a batch through the path, or through a part of it. Returns the revision of the tables.
+    #[inline(always)]
+    fn through(
+        &mut self,
+        batch: &mut Batch,
+        now: Now,
+        path: impl FnOnce(&mut Batch, &mut Context<'_>, &mut Waiting),
+    ) -> u64 {
         let tables = self.shared.tables.load(&self.reader);
         let mut cx = Context {
             tables,
@@ -155,11 +218,12 @@ impl Engine {
             retired: &mut self.retired,
             epochs: self.reader.epochs(),
             neighbours: &self.shared.neighbours,
-            stats,
+            fragments: &self.shared.fragments,
+            stats: &self.shared.stats[self.worker],
             local: &mut self.local,
             now,
         };
-        path::run(batch, &mut cx, &mut self.waiting);
+        path(batch, &mut cx, &mut self.waiting);
         let host = tables.port(HOST_PORT);
         for (frame, meta) in batch.frames.iter_mut().zip(&mut batch.meta) {
             if meta.verdict == Verdict::Host
@@ -172,9 +236,7 @@ impl Engine {
                 bytes[..HEADER_LEN].copy_from_slice(bytemuck::bytes_of(&header));
             }
         }
-        stats.batches.add(1);
-        stats.packets.add(batch.len() as u64);
-        stats.revision.set(tables.revision);
+        tables.revision
     }
 
     /// Says that no batch is under way. Once a round.

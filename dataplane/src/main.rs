@@ -19,6 +19,7 @@ use wirelane_dataplane::clock::Now;
 use wirelane_dataplane::config::{Arguments, Config};
 use wirelane_dataplane::dataplane::Dataplane;
 use wirelane_dataplane::engine::Shared;
+use wirelane_dataplane::housekeeper::Housekeeper;
 use wirelane_dataplane::kernel::neighbours::Follower;
 use wirelane_dataplane::persist;
 use wirelane_dataplane::ports::af_xdp::{self, AfXdpPorts, Node};
@@ -78,6 +79,7 @@ fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
             }
         }
     })?;
+    let housekeeper = Housekeeper::start(&dataplane)?;
     dataplane.ports().start(&shared, &follower.bell())?;
 
     // One thread for calls, others where a call has to wait.
@@ -103,6 +105,7 @@ fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
     runtime.shutdown_timeout(Duration::from_secs(1));
     dataplane.ports().stop();
     drop(follower);
+    drop(housekeeper);
     drop(dataplane);
     saving.join().map_err(|_| anyhow::anyhow!("the saver has panicked"))?;
     served

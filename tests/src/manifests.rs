@@ -36,11 +36,7 @@ pub struct Told {
 impl Manifests {
     /// Nothing is known yet but the settings.
     pub fn new(settings: Settings) -> Manifests {
-        Manifests {
-            state: State::default(),
-            compiler: Compiler::new(settings),
-            told: BTreeMap::new(),
-        }
+        Manifests { state: State::default(), compiler: Compiler::new(settings), told: BTreeMap::new() }
     }
 
     /// Takes in manifests (YAML, any number of documents), each in the place of what had its name.
@@ -75,7 +71,8 @@ impl Manifests {
             match object {
                 Some(object) if self.told.get(&at) != Some(&object) => {
                     let converted = convert::object(&object);
-                    told.upserts.push(converted.unwrap_or_else(|error| panic!("the dataplane refuses {error}")));
+                    told.upserts
+                        .push(converted.unwrap_or_else(|error| panic!("the dataplane refuses {error}")));
                     self.told.insert(at, object);
                 }
                 Some(_) => {}

@@ -81,11 +81,10 @@ pub struct Scene {
 /// Settings of a node of the scene's cluster.
 pub fn settings(node: u8) -> Settings {
     Settings {
-        node: format!("node{node}"),
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
         vxlan_port: VXLAN_PORT,
         vni: VNI,
-        uplink_mtu: 1500,
+        ..Settings::new(format!("node{node}"))
     }
 }
 
@@ -193,11 +192,14 @@ impl Scene {
     /// Manifests, with addresses in the place of names.
     pub fn spell(&self, yaml: &str) -> String {
         let mut text = yaml
-            .replace("$PROTO", match self.proto {
-                proto::UDP => "UDP",
-                proto::SCTP => "SCTP",
-                _ => "TCP",
-            })
+            .replace(
+                "$PROTO",
+                match self.proto {
+                    proto::UDP => "UDP",
+                    proto::SCTP => "SCTP",
+                    _ => "TCP",
+                },
+            )
             .replace("$FAMILY", if self.v6 { "IPv6" } else { "IPv4" });
         // Longer names first: see their order.
         for (name, v4, v6) in PEOPLE {
@@ -211,7 +213,8 @@ impl Scene {
     pub fn address(&self, name: &str) -> IpAddr {
         let gateway = format!("gateway{}", self.here);
         let name = if name == "gateway" { &gateway } else { name };
-        let (_, v4, v6) = PEOPLE.iter().find(|one| one.0 == name).unwrap_or_else(|| panic!("nobody is {name}"));
+        let (_, v4, v6) =
+            PEOPLE.iter().find(|one| one.0 == name).unwrap_or_else(|| panic!("nobody is {name}"));
         if self.v6 { v6 } else { v4 }.parse().unwrap()
     }
 
@@ -328,7 +331,9 @@ impl Scene {
             HOST_PORT => packet.link(HOST_MAC, GATEWAY_MAC).bytes(),
             UPLINK_PORT => match PODS.iter().find(|pod| pod.0 == from) {
                 Some(pod) => self.tunnelled(pod.1, packet),
-                None => packet.link(neighbour_mac(if from == "neighbour" { 100 } else { 254 }), UPLINK_MAC).bytes(),
+                None => packet
+                    .link(neighbour_mac(if from == "neighbour" { 100 } else { 254 }), UPLINK_MAC)
+                    .bytes(),
             },
             port => packet.link(pod_mac(port), GATEWAY_MAC).bytes(),
         }
@@ -347,7 +352,14 @@ impl Scene {
             .bytes()
     }
 
-    fn reached(&mut self, out: PortId, frame: &[u8], from: &str, source: SocketAddr, to: SocketAddr) -> Outcome {
+    fn reached(
+        &mut self,
+        out: PortId,
+        frame: &[u8],
+        from: &str,
+        source: SocketAddr,
+        to: SocketAddr,
+    ) -> Outcome {
         if let Err(error) = check::well_formed(frame) {
             return Outcome::Wrong(format!("{error}: {}", check::describe(frame)));
         }
@@ -369,7 +381,8 @@ impl Scene {
             _ => None,
         };
         if came != Some((to, source)) {
-            let sent: Vec<String> = sent.iter().map(|(port, frame)| format!("{port}: {}", check::summary(frame))).collect();
+            let sent: Vec<String> =
+                sent.iter().map(|(port, frame)| format!("{port}: {}", check::summary(frame))).collect();
             return Outcome::Wrong(format!("reached {whom}, but the reply came as {sent:?}"));
         }
         Outcome::Reached { at, seen_as }
@@ -407,7 +420,8 @@ impl Scene {
         }
         if self.proto == proto::TCP {
             let flags = if self.v6 { 54 + 13 } else { 34 + 13 };
-            return ends(frame) == Some((to, source)) && frame.get(flags).is_some_and(|bits| bits & flag::RST != 0);
+            return ends(frame) == Some((to, source))
+                && frame.get(flags).is_some_and(|bits| bits & flag::RST != 0);
         }
         let (at, code): (usize, [u8; 2]) = if self.v6 { (54, [1, 4]) } else { (34, [3, 3]) };
         let quoted = self.first(source, to).ip_bytes();
@@ -439,7 +453,8 @@ pub fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     if ![proto::TCP, proto::UDP, proto::SCTP].contains(&payload.ip_number.0) {
         return None;
     }
-    let port = |at: usize| Some(u16::from_be_bytes([*payload.payload.get(at)?, *payload.payload.get(at + 1)?]));
+    let port =
+        |at: usize| Some(u16::from_be_bytes([*payload.payload.get(at)?, *payload.payload.get(at + 1)?]));
     Some((SocketAddr::new(src, port(0)?), SocketAddr::new(dst, port(2)?)))
 }
 
@@ -481,7 +496,8 @@ fn ports(here: u8) -> Vec<(PortId, PortConfig)> {
         (HOST_PORT, port(PortKind::Host, "host", GATEWAY_MAC, HOST_MAC, POD_MTU)),
     ];
     for ((name, node, last), id) in PODS.into_iter().filter(|pod| pod.1 == here).zip(FIRST_POD_PORT..) {
-        let addresses = vec![addr(&format!("10.244.{node}.{last}")), addr(&format!("fd00:244:{node}::{last}"))];
+        let addresses =
+            vec![addr(&format!("10.244.{node}.{last}")), addr(&format!("fd00:244:{node}::{last}"))];
         let config = port(PortKind::Pod, &format!("shop/{name}"), GATEWAY_MAC, pod_mac(id), POD_MTU);
         ports.push((id, PortConfig { addresses, ..config }));
     }

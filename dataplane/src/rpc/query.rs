@@ -333,7 +333,7 @@ fn view(
     let id = names.known(&name).unwrap_or_default();
     let mut backends: Vec<v1::BackendView> = Vec::with_capacity(port.backends.len());
     for backend in &port.backends {
-        let of = names.known(&backend_name(&name, backend.address, backend.port)).unwrap_or_default();
+        let of = names.known(&backend_name(&name, backend)).unwrap_or_default();
         let load = loads.remove(&(id, of)).unwrap_or_default();
         backends.push(load.view(backend_message(backend), is_local(&backend.address, tables), false));
     }

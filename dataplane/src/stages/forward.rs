@@ -1,9 +1,10 @@
 //! forward: applies the flow's rewrite, takes a hop off, encapsulates where a tunnel leads on, writes the
 //! Ethernet header and chooses the port.
 
-use crate::batch::{Answer, Batch, Meta, PLAIN_LEN, flags};
+use crate::batch::{Answer, Batch, Meta, PLAIN_LEN, Spares, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
+use crate::stages::cut::{self, Way};
 use crate::stages::hop;
 use crate::tables::flows::FlowRef;
 use crate::tables::flows::line::{Line, Rewrite, RewriteV4};
@@ -22,9 +23,10 @@ use crate::wire::{proto, view, view_mut};
 
 /// Sees every packet whose flow is known.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    let Batch { frames, meta, spares } = batch;
     for index in waiting.known.iter() {
-        let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
-        match packet(frame, meta, waiting.keyed.hash(index), cx) {
+        let (frame, meta) = (&mut frames[index], &mut meta[index]);
+        match packet(frame, meta, waiting.keyed.hash(index), spares, cx) {
             Ok(()) => {}
             Err(Stop::Drop(reason)) => meta.drop(reason),
             Err(Stop::Refuse(reason, answer)) => {
@@ -47,20 +49,36 @@ impl From<DropReason> for Stop {
 }
 
 #[inline(always)]
-fn packet(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
-    if meta.has(flags::PLAIN) { plain(frame, meta, hash, cx) } else { any(frame, meta, hash, cx) }
+fn packet(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    hash: u64,
+    spares: &mut Spares,
+    cx: &Context<'_>,
+) -> Result<(), Stop> {
+    if meta.has(flags::PLAIN) {
+        plain(frame, meta, hash, spares, cx)
+    } else {
+        any(frame, meta, hash, spares, cx)
+    }
 }
 
 /// A packet with all its headers at their usual places: what [`any`] does, for nearly all.
 #[inline(always)]
-fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
+fn plain(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    hash: u64,
+    spares: &mut Spares,
+    cx: &Context<'_>,
+) -> Result<(), Stop> {
     let line = cx.flows_v4.line(FlowRef::from_bits(meta.flow));
     let len = frame.len() - ethernet::HEADER_LEN;
     match line.tail().hop().0.hop() {
         Hop::Port(id) => {
             let port = cx.tables.port(id).ok_or(DropReason::PortDetached)?;
             if len > usize::from(port.mtu) {
-                return Err(too_big(meta, port.mtu));
+                return any(frame, meta, hash, spares, cx);
             }
             translate_plain(frame, meta, &line.rewrite_v4())?;
             let header = Ethernet::new(port.peer_mac, port.mac, ethernet::IPV4);
@@ -76,7 +94,7 @@ fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Res
         {
             let mtu = cx.tables.local.as_ref().map_or(0, |local| local.pod_mtu);
             if len > usize::from(mtu) {
-                return Err(too_big(meta, mtu));
+                return any(frame, meta, hash, spares, cx);
             }
             translate_plain(frame, meta, &line.rewrite_v4())?;
             let next_hop = next_hop(node, cx)?;
@@ -88,7 +106,7 @@ fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Res
             }
             meta.out_port = UPLINK_PORT;
         }
-        _ => return any(frame, meta, hash, cx),
+        _ => return any(frame, meta, hash, spares, cx),
     }
     meta.verdict = Verdict::Forward;
     Ok(())
@@ -96,7 +114,13 @@ fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Res
 
 /// Every kind of packet.
 #[inline(never)]
-fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
+fn any(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    hash: u64,
+    spares: &mut Spares,
+    cx: &Context<'_>,
+) -> Result<(), Stop> {
     let flow = FlowRef::from_bits(meta.flow);
     let next = if meta.has(flags::V6) {
         cx.flows_v6.line(flow).tail().hop().0
@@ -104,8 +128,10 @@ fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Resul
         cx.flows_v4.line(flow).tail().hop().0
     };
     let (port, mtu) = hop::port_and_mtu(next, cx)?;
-    if frame.len() - usize::from(meta.l3) > usize::from(mtu) {
-        return Err(too_big(meta, mtu));
+    let is_too_big = frame.len() - usize::from(meta.l3) > usize::from(mtu);
+    if is_too_big && meta.has(flags::DONT_FRAGMENT) {
+        meta.flow = u32::from(mtu);
+        return Err(Stop::Refuse(DropReason::TooBig, Answer::TooBig));
     }
     match meta.flags & (flags::V6 | flags::ICMP_ERROR) {
         0 => translate_v4(frame, meta, &cx.flows_v4.line(flow).rewrite_v4())?,
@@ -118,19 +144,14 @@ fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Resul
             translate_error(frame, meta, &rewrite)?;
         }
     }
-    send(frame, meta, next, hash, cx)?;
+    if is_too_big {
+        cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)?;
+    } else {
+        send(frame, meta, next, hash, cx)?;
+    }
     meta.out_port = port;
     meta.verdict = Verdict::Forward;
     Ok(())
-}
-
-#[cold]
-fn too_big(meta: &mut Meta, mtu: u16) -> Stop {
-    if !meta.has(flags::DONT_FRAGMENT) {
-        return Stop::Drop(DropReason::TooBig);
-    }
-    meta.flow = u32::from(mtu);
-    Stop::Refuse(DropReason::TooBig, Answer::TooBig)
 }
 
 /// What has no hop more stays as it came: its sender gets it back.
@@ -161,6 +182,9 @@ fn translate_v4(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(
     let bytes = frame.bytes_mut();
     let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
     translate_header(header, rewrite)?;
+    if meta.has(flags::LATER) {
+        return Ok(());
+    }
     write_transport(bytes, l4, meta.key.proto, (rewrite.sport, rewrite.dport), rewrite.l4)?;
     Ok(())
 }
@@ -213,6 +237,9 @@ fn translate_v6(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<(),
         let bytes = frame.bytes_mut();
         write_addresses(bytes, usize::from(meta.l3), true, rewrite)?;
         let to = &rewrite.to;
+        if meta.has(flags::LATER) {
+            return Ok(());
+        }
         write_transport(bytes, usize::from(meta.l4), to.proto, (to.sport, to.dport), rewrite.l4)?;
     }
     Ok(())

@@ -2,12 +2,13 @@
 //!
 //! The choice is put into the packet's metadata; the packet itself is rewritten by forward.
 
-use crate::batch::{Batch, Meta, flags};
+use crate::batch::{BATCH, Batch, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::parse::refusal;
+use crate::tables::maglev;
 use crate::tables::objects::FrontendKind;
 use crate::tables::route::Route;
-use crate::tables::services::{Backend, Found, Id};
+use crate::tables::services::{Found, Id, Origin, ServicePort};
 use crate::tables::{PodAt, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::Addr;
@@ -27,12 +28,19 @@ pub struct Choice {
 
 /// Sees the first packets of flows; those that may go on go on to policy.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    let tables = cx.tables;
+    let mut found = [Found::Nothing; BATCH];
     for index in waiting.new.iter() {
-        cx.tables.services.prefetch(&batch.meta[index].key);
+        tables.services.prefetch(&batch.meta[index].key);
+    }
+    for index in waiting.new.iter() {
+        let key = &batch.meta[index].key;
+        found[index] = tables.services.find(key, tables.is_node_address(&key.dst));
+        found[index].prefetch();
     }
     for index in waiting.new.iter() {
         let meta = &mut batch.meta[index];
-        match choose(meta, cx) {
+        match choose(meta, found[index], cx) {
             Outcome::Chosen(choice) => {
                 // For policy, while the others are chosen for.
                 cx.tables.prefetch_ends(&meta.key.src, &choice.address);
@@ -56,34 +64,63 @@ enum Outcome {
     Dropped(DropReason),
 }
 
-fn choose(meta: &Meta, cx: &mut Context<'_>) -> Outcome {
-    let key = &meta.key;
-    let to_node = cx.tables.is_node_address(&key.dst);
-    match cx.tables.services.find(key, to_node) {
-        Found::Port(port, kind) => match port.choose(meta.has(flags::V6), cx.local.random()) {
-            Some(backend) => Outcome::Chosen(Choice {
-                address: backend.address,
-                port: backend.port,
-                ids: (port.id, backend.id),
-                masquerade: is_masqueraded(meta, kind, backend),
-            }),
-            None => Outcome::Refused(DropReason::NoBackend),
+fn choose(meta: &Meta, found: Found<'_>, cx: &mut Context<'_>) -> Outcome {
+    match found {
+        Found::Port(port, kind) => match backend(meta, port, kind, cx) {
+            Ok(choice) => Outcome::Chosen(choice),
+            Err(DropReason::NoBackend) => Outcome::Refused(DropReason::NoBackend),
+            Err(reason) => Outcome::Dropped(reason),
         },
         Found::WrongPort => Outcome::Refused(DropReason::ServiceUndefined),
-        Found::Nothing => direct(meta, to_node, cx),
+        Found::Nothing => direct(meta, cx),
     }
 }
 
-/// kube-proxy's rules for the Cluster traffic policy: what came to an external address, or from outside the
-/// cluster, is masqueraded, and hairpin always is, so that replies come back here. (pkg/proxy/nftables/proxier.go)
-fn is_masqueraded(meta: &Meta, kind: FrontendKind, backend: &Backend) -> bool {
-    let from_outside = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);
-    kind != FrontendKind::ClusterIp || from_outside || backend.address == meta.key.src
+/// The backend of a connection to a Service.
+fn backend(
+    meta: &Meta,
+    port: &ServicePort,
+    kind: FrontendKind,
+    cx: &mut Context<'_>,
+) -> Result<Choice, DropReason> {
+    let origin = origin(meta);
+    // The node has one address for the outside, whatever it speaks to us from.
+    let client = match origin {
+        Origin::Host => cx.tables.node(meta.has(flags::V6)).uplink,
+        _ => meta.key.src,
+    };
+    let selection = port.select(kind, origin, &client)?;
+    let backend = if port.is_hashed() {
+        selection.backends.choose(maglev::hash(&client, meta.key.sport))
+    } else {
+        selection.backends.choose(cx.local.random())
+    };
+    let backend = backend.ok_or(DropReason::NoBackend)?;
+    Ok(Choice {
+        address: backend.address,
+        port: backend.port,
+        ids: (port.id, backend.id),
+        // To itself, too, or it would answer itself without anybody's translating the answer.
+        masquerade: selection.masquerade || backend.address == meta.key.src,
+    })
+}
+
+fn origin(meta: &Meta) -> Origin {
+    if meta.has(flags::FROM_POD) {
+        Origin::Pod
+    } else if meta.has(flags::FROM_HOST) {
+        Origin::Host
+    } else if meta.has(flags::DECAPPED) {
+        Origin::OtherNode
+    } else {
+        Origin::Outside
+    }
 }
 
 /// A packet to no Service: what may come from where, to where.
-fn direct(meta: &Meta, to_node: bool, cx: &Context<'_>) -> Outcome {
+fn direct(meta: &Meta, cx: &Context<'_>) -> Outcome {
     let dst = &meta.key.dst;
+    let to_node = cx.tables.is_node_address(dst);
     let is_local_pod = cx.tables.pods.get(dst).is_some_and(|pod: &PodAt| pod.local);
     let route = cx.tables.route(dst);
     if route == Some(Route::Service) {

@@ -148,7 +148,9 @@ fn maglev() {
         ))
         .then(|scene| {
             let first = backends(scene, "vip:80", 32);
-            ensure(first.iter().collect::<BTreeSet<_>>().len() == 3, || format!("all are chosen: {first:?}"))?;
+            ensure(first.iter().collect::<BTreeSet<_>>().len() == 3, || {
+                format!("all are chosen: {first:?}")
+            })?;
             // Long after, when nothing of it is remembered.
             scene.node.pass(30 * HOUR);
             let again = backends(scene, "vip:80", 32);

@@ -7,7 +7,8 @@ use wirelane_tests::scene::{endpoint, node_port_service, service, slice};
 use super::{ensure, rule, run};
 
 const CLUSTER_IP: &str = "clusterIPs: [$vip]";
-const LOCAL: &str = "type: NodePort, clusterIPs: [$vip], externalTrafficPolicy: Local, internalTrafficPolicy: Local";
+const LOCAL: &str =
+    "type: NodePort, clusterIPs: [$vip], externalTrafficPolicy: Local, internalTrafficPolicy: Local";
 const EXTERNAL_LOCAL: &str = "type: NodePort, clusterIPs: [$vip], externalTrafficPolicy: Local";
 const GOING: &str = "ready: false, serving: true, terminating: true";
 const GONE: &str = "ready: false, serving: false, terminating: true";

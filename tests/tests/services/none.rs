@@ -54,11 +54,14 @@ fn protocols_are_apart() {
                 proto::UDP => &[proto::TCP, proto::SCTP],
                 _ => &[proto::TCP, proto::UDP],
             })
-            .told(service("web", "clusterIPs: [$vip]").replace("$PROTO", match own {
-                proto::TCP => "TCP",
-                proto::UDP => "UDP",
-                _ => "SCTP",
-            }))
+            .told(service("web", "clusterIPs: [$vip]").replace(
+                "$PROTO",
+                match own {
+                    proto::TCP => "TCP",
+                    proto::UDP => "UDP",
+                    _ => "SCTP",
+                },
+            ))
             .told(slice("web", &["near"]))
             .sends("guest > vip:80", ["refused"])
     });
