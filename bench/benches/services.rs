@@ -8,7 +8,7 @@ use wirelane_dataplane::batch::Key;
 use wirelane_dataplane::tables::build::Builder;
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::objects::{Backend, Frontend, FrontendKind, Object, Service, ServicePort};
-use wirelane_dataplane::tables::services::{Found, Services};
+use wirelane_dataplane::tables::services::{Found, Origin, Services};
 use wirelane_dataplane::wire::{Addr, proto};
 
 const BACKENDS: u32 = 10;
@@ -42,7 +42,7 @@ fn table(services: u32) -> Services {
 fn services(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("services");
     group.throughput(Throughput::Elements(PACKETS as u64)).sample_size(20);
-    for count in [100, 10_000, 100_000] {
+    for count in [10, 1000, 100_000] {
         let table = table(count);
         let mut random = Random::new(1);
         let asked: Vec<(Key, u32)> = (0..PACKETS)
@@ -55,8 +55,9 @@ fn services(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(count), |bencher| {
             bencher.iter(|| {
                 for (key, random) in &asked {
-                    let Found::Port(port, _) = table.find(key, false) else { panic!("no Service") };
-                    black_box(port.choose(false, *random).expect("a backend"));
+                    let Found::Port(port, kind) = table.find(key, false) else { panic!("no Service") };
+                    let selection = port.select(kind, Origin::Pod, &key.src).expect("a backend");
+                    black_box(selection.backends.choose(*random));
                 }
             });
         });

@@ -111,7 +111,7 @@ impl Node {
         let (mut found, mut total) = (0, 0);
         for worker in self.workers {
             let mut worker = worker.stop()?;
-            found += worker.pool.available();
+            found += worker.frames_at_hand();
             total += worker.pool.total();
             for id in worker.ports().collect::<Vec<_>>() {
                 found += worker.port_mut(id).map_or(0, |port| port.counts().total());

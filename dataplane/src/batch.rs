@@ -89,7 +89,7 @@ pub struct Meta {
     /// For packets that wait for reply: which answer.
     pub answer: Answer,
     /// The flow found or made (`FlowRef` bits); of a packet refused by policy the identity that refused it;
-    /// of one too big the MTU.
+    /// of one too big the MTU; of one that is held the tick since when.
     pub flow: u32,
 }
 
@@ -127,6 +127,8 @@ pub mod flags {
     /// TCP or UDP in IPv4 without options, no fragment, behind an Ethernet header: every field that matters is
     /// at its usual place, within the first [`PLAIN_LEN`](super::PLAIN_LEN) bytes.
     pub const PLAIN: u16 = 1 << 12;
+    /// A fragment that is not the first of its datagram: it has no transport header.
+    pub const LATER: u16 = 1 << 13;
 }
 
 impl Default for Meta {
@@ -189,11 +191,35 @@ pub struct Batch {
     pub frames: Vec<Frame>,
     /// `meta[i]` belongs to `frames[i]`.
     pub meta: Vec<Meta>,
+    /// Frames for what is more than came in.
+    pub spares: Spares,
 }
 
 impl Default for Batch {
     fn default() -> Batch {
-        Batch { frames: Vec::with_capacity(BATCH), meta: Vec::with_capacity(BATCH) }
+        Batch {
+            frames: Vec::with_capacity(BATCH),
+            meta: Vec::with_capacity(BATCH),
+            spares: Spares::default(),
+        }
+    }
+}
+
+/// Frames that a worker lends the path: of a packet that is cut into pieces all but the first need one.
+#[derive(Debug)]
+pub struct Spares {
+    /// Empty ones.
+    pub free: Vec<Frame>,
+    /// Those that were filled, and the port that each leaves by.
+    pub made: Vec<(Frame, PortId)>,
+}
+
+/// How many there are at most.
+pub const SPARES: usize = 32;
+
+impl Default for Spares {
+    fn default() -> Spares {
+        Spares { free: Vec::with_capacity(SPARES), made: Vec::with_capacity(SPARES) }
     }
 }
 

@@ -7,6 +7,7 @@
 //! | conntrack | a known flow: its compiled rewrite, and service and policy do not see the packet; ICMP errors follow the flow embedded in them | |
 //! | service | a new flow to a frontend: a backend | no backend: to reply, to be refused |
 //! | policy | a new flow: allowed or not, and by which rule; if allowed, committed in both directions | denied: dropped |
+//! | fragment | a datagram's first fragment goes through the stages before as any packet; the others follow it, or are held until it comes | |
 //! | forward | applies the rewrite, routes, encapsulates, chooses the port | |
 //! | reply | turns a packet into the answer to its sender | |
 //!
@@ -20,17 +21,20 @@ use crate::clock::{self, Now};
 use crate::rcu::Epochs;
 use crate::stages::policy::Admitted;
 use crate::stages::service::Choice;
-use crate::stages::{conntrack, decap, forward, parse, policy, reply, service};
+use crate::stages::{conntrack, decap, forward, fragment, parse, policy, reply, service};
 use crate::stats::{DropRecord, WorkerStats};
 use crate::tables::Tables;
+use crate::tables::affinity::Affinity;
 use crate::tables::flows::FlowTable;
 use crate::tables::flows::Share;
 use crate::tables::flows::line::{V4, V6};
+use crate::tables::fragments::Fragments;
 use crate::tables::neighbours::Neighbours;
 use crate::verdict::{DropReason, Verdict};
 
 /// The stages, in the order in which a packet meets them. Metrics and the command line use these names.
-pub const STAGES: [&str; 7] = ["parse", "decap", "conntrack", "service", "policy", "forward", "reply"];
+pub const STAGES: [&str; 8] =
+    ["parse", "decap", "conntrack", "service", "policy", "fragment", "forward", "reply"];
 
 /// What the stages see besides the batch.
 #[derive(Debug)]
@@ -43,10 +47,14 @@ pub struct Context<'a> {
     pub flows_v6: &'a FlowTable<V6>,
     /// What this worker has of the flow tables' records, for each family.
     pub retired: &'a mut [Share; 2],
+    /// Which backends clients had last.
+    pub affinity: &'a Affinity,
     /// When records that have ended are free.
     pub epochs: &'a Epochs,
     /// MAC addresses on the uplink.
     pub neighbours: &'a Neighbours,
+    /// What became of datagrams' first fragments.
+    pub fragments: &'a Fragments,
     /// What this worker counts.
     pub stats: &'a WorkerStats,
     /// This worker's randomness and rate limits.
@@ -111,6 +119,8 @@ pub struct Waiting {
     pub choices: [Choice; BATCH],
     /// What policy has allowed, or why not, by the packet's index.
     pub admitted: [Result<Admitted, DropReason>; BATCH],
+    /// For fragment: all pieces of larger datagrams.
+    pub fragments: Indices,
     /// For forward: packets whose flow is known.
     pub known: Indices,
     /// For reply: packets to be turned into answers.
@@ -126,6 +136,7 @@ impl Default for Waiting {
             chosen: Indices::default(),
             choices: [Choice::default(); BATCH],
             admitted: [Err(DropReason::NotConfigured); BATCH],
+            fragments: Indices::default(),
             known: Indices::default(),
             answers: Indices::default(),
         }
@@ -135,9 +146,14 @@ impl Default for Waiting {
 impl Waiting {
     fn clear(&mut self) {
         self.keyed.clear();
-        for indices in
-            [&mut self.tunnelled, &mut self.new, &mut self.chosen, &mut self.known, &mut self.answers]
-        {
+        for indices in [
+            &mut self.tunnelled,
+            &mut self.new,
+            &mut self.chosen,
+            &mut self.fragments,
+            &mut self.known,
+            &mut self.answers,
+        ] {
             indices.clear();
         }
     }
@@ -159,11 +175,31 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     clock.lap(waiting.new.len());
     policy::run(batch, cx, waiting);
     clock.lap(waiting.chosen.len());
+    if waiting.fragments.is_empty() {
+        clock.skip();
+    } else {
+        fragment::run(batch, cx, waiting);
+        clock.lap(waiting.fragments.len());
+    }
     forward::run(batch, cx, waiting);
     clock.lap(waiting.known.len());
     reply::run(batch, cx, waiting);
     clock.lap(waiting.answers.len());
 
+    count_drops(batch, cx);
+}
+
+/// Takes packets that have been held ([`Verdict::Hold`]), as they were then, through what is left of the path. They are
+/// counted as they first came, not again.
+pub fn resume(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    waiting.clear();
+    for (index, meta) in batch.meta.iter_mut().enumerate() {
+        meta.verdict = Verdict::Pending;
+        waiting.fragments.push(index);
+    }
+    fragment::run(batch, cx, waiting);
+    forward::run(batch, cx, waiting);
+    reply::run(batch, cx, waiting);
     count_drops(batch, cx);
 }
 
@@ -200,6 +236,12 @@ struct StageClock<'a> {
 impl<'a> StageClock<'a> {
     fn start(stats: &'a WorkerStats) -> StageClock<'a> {
         StageClock { stats, stage: 0, since: clock::cycles() }
+    }
+
+    /// The stage at hand had nothing to do.
+    #[inline(always)]
+    fn skip(&mut self) {
+        self.stage += 1;
     }
 
     /// The stage at hand is through with this many packets.

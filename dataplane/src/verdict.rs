@@ -11,10 +11,20 @@ pub enum Verdict {
     Forward,
     /// Has been turned into an answer to its sender and leaves through `Meta::out_port`.
     Reply,
-    /// Goes no further, for `Meta::reason`.
-    Drop,
     /// Not ours: goes to the node's own kernel, unchanged but for its Ethernet header.
     Host,
+    /// Goes no further, for `Meta::reason`.
+    Drop,
+    /// Waits at its worker for another packet, and comes back (`path::resume`).
+    Hold,
+}
+
+impl Verdict {
+    /// Whether the packet is not to be sent, now.
+    #[inline(always)]
+    pub const fn stays(self) -> bool {
+        self as u8 >= Verdict::Drop as u8
+    }
 }
 
 macro_rules! drop_reasons {
@@ -54,7 +64,7 @@ drop_reasons! {
     Martian "martian" "The source or destination address can never be that of a connection (loopback, unspecified, multicast source, both the same), or the source is this node or a pod of it, from the network.";
     Multicast "multicast" "Multicast and broadcast are not carried.";
     UnsupportedEtherType "unsupported_ether_type" "A pod or tunnel sent a frame that is neither IPv4, IPv6 nor ARP.";
-    Fragment "fragment" "A fragment of a larger packet: reassembly is not done.";
+    Fragment "fragment" "A fragment of what has to be whole: neighbour discovery (RFC 6980), or SCTP whose checksum would change.";
     SpoofedSource "spoofed_source" "A pod sent from an address that is not its own.";
     UnknownVtep "unknown_vtep" "VXLAN came from an address that is no node of the cluster.";
     WrongVni "wrong_vni" "VXLAN came with another network identifier than the cluster's.";
@@ -80,10 +90,21 @@ drop_reasons! {
     SourceLimit "source_limit" "The source address has begun as many flows as one may.";
     SourcePortsExhausted "source_ports_exhausted" "No source port is free to masquerade this connection.";
     NotConfigured "not_configured" "The tables are empty: the control process has sent none yet.";
-    UnsupportedProtocol "unsupported_protocol" "A protocol that carries no flows here was sent to a Service or needed translation.";
     TransmitFull "transmit_full" "The outgoing port's ring was full.";
     ForeignDestination "foreign_destination" "A frame that was not for this node's MAC address or a packet not for its addresses.";
     NoHeadroom "no_headroom" "The frame has no room for another header.";
+    NoLocalBackend "no_local_backend" "The Service's traffic policy is Local and it has no backend on this node, but elsewhere.";
+    SourceRange "source_range" "The client is not in the Service's load balancer source ranges.";
+    BadFragment "bad_fragment" "A fragment that can be part of no datagram: empty, of a length that is no multiple of 8 though more follow, or reaching beyond 65,535 bytes.";
+    TinyFragment "tiny_fragment" "A first fragment too short for the headers that say what it is (RFC 1858, RFC 7112).";
+    FragmentOverlap "fragment_overlap" "A later fragment that overlaps the first one of its datagram (RFC 3128, RFC 5722).";
+    FragmentRefused "fragment_refused" "The first fragment of the datagram went no further, or its flow has ended; so this one goes no further either.";
+    FragmentTimeout "fragment_timeout" "The first fragment of the datagram did not come in time.";
+    FragmentOverflow "fragment_overflow" "Too many fragments waited for the first ones of their datagrams.";
+    FragmentedTunnel "fragmented_tunnel" "VXLAN to this node in fragments: the other node's MTU is larger than that of the way here.";
+    EchoUnanswered "echo_unanswered" "An echo request to a Service's address, which nobody answers: `answer_echo` is off.";
+    NoSpareFrame "no_spare_frame" "The packet had to be cut into pieces for its next hop, and there were no frames for them.";
+    BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
 }
 
 /// How many reasons there are.

@@ -8,29 +8,37 @@
 //! microseconds without any it sleeps, in `epoll_wait(2)` on all its sockets: a quiet node costs nothing, and the
 //! first packet after a pause pays for being woken.
 
+mod handle;
+mod held;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use core_affinity::CoreId;
-use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam::channel::Receiver;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
-use crate::batch::{Batch, PortId};
+use crate::batch::{Batch, PortId, SPARES};
 use crate::clock::Now;
 use crate::engine::Engine;
 use crate::io::Port;
-use crate::io::frame::{Chunks, Frame, FramePool};
+use crate::io::frame::{Frame, FramePool};
 use crate::stats::WorkerStats;
 use crate::tables::MAX_PORTS;
 use crate::verdict::{DropReason, Verdict};
+use handle::{Command, ring};
+pub use handle::{WorkerDied, WorkerHandle};
+use held::Held;
 
 /// What a worker runs its batches through: an [`Engine`], or something simpler in tests and benchmarks.
 pub trait Processor {
     /// Gives every packet of a batch a verdict, and each that leaves the port that it leaves by.
     fn run(&mut self, batch: &mut Batch, now: Now);
+
+    /// As [`Processor::run`], with packets that it has had held, and their metadata as they were then.
+    fn resume(&mut self, _batch: &mut Batch, _now: Now) {}
 
     /// Does a bounded piece of work that can wait for spare time. Called about once a millisecond.
     fn housekeeping(&mut self, _now: Now) {}
@@ -79,115 +87,6 @@ impl WorkerConfig {
     }
 }
 
-/// The thread that runs a worker, as seen by those who open and close its ports.
-///
-/// When the handle is dropped, the worker ends, and its ports and memory with it.
-#[derive(Debug)]
-pub struct WorkerHandle<P, E> {
-    commands: Sender<Command<P>>,
-    wakeup: Arc<OwnedFd>,
-    thread: Option<JoinHandle<Worker<P, E>>>,
-    core: Option<usize>,
-}
-
-/// The worker's thread is gone: it has panicked.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the worker has died")]
-pub struct WorkerDied;
-
-impl<P: Port + Send + 'static, E: Processor + Send + 'static> WorkerHandle<P, E> {
-    /// Starts a worker.
-    ///
-    /// # Errors
-    /// When there is no thread, or no event descriptor, to be had.
-    pub fn start(config: WorkerConfig, processor: E, pool: FramePool) -> io::Result<WorkerHandle<P, E>> {
-        let (commands, listener) = unbounded();
-        let (report, pinned) = bounded(1);
-        let mut worker = Worker::new(config, processor, pool)?;
-        let wakeup = Arc::clone(&worker.wakeup);
-        let name = format!("worker-{}", worker.config.index);
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            let _ = report.send(worker.pin());
-            worker.serve(&listener);
-            worker
-        })?;
-        let core = pinned.recv().unwrap_or_default();
-        Ok(WorkerHandle { commands, wakeup, thread: Some(thread), core })
-    }
-
-    /// The core that the worker stays on, or `None` if it could not be pinned to one.
-    pub fn core(&self) -> Option<usize> {
-        self.core
-    }
-
-    /// Has the worker serve a port from now on. Hands it back if the worker has one of this number already, or
-    /// cannot sleep on it.
-    ///
-    /// # Errors
-    /// When the worker has died.
-    pub fn add_port(&self, id: PortId, port: P) -> Result<Result<(), P>, WorkerDied> {
-        self.ask(|reply| Command::AddPort { id, port, reply })
-    }
-
-    /// Has the worker let go of a port: it handles no more of its frames, and frames that would leave by it
-    /// are dropped. `None` if there is no such port.
-    ///
-    /// # Errors
-    /// When the worker has died.
-    pub fn remove_port(&self, id: PortId) -> Result<Option<P>, WorkerDied> {
-        self.ask(|reply| Command::RemovePort { id, reply })
-    }
-
-    /// Gives the worker's pool the chunks of a closed port back.
-    ///
-    /// # Errors
-    /// When the worker has died.
-    pub fn give_back(&self, chunks: Chunks) -> Result<(), WorkerDied> {
-        self.send(Command::GiveBack(chunks))
-    }
-
-    /// Ends the worker, and returns it with all that it has.
-    ///
-    /// # Errors
-    /// When the worker has died.
-    pub fn stop(mut self) -> Result<Worker<P, E>, WorkerDied> {
-        self.send(Command::Stop)?;
-        let thread = self.thread.take().expect("there until here");
-        thread.join().map_err(|_| WorkerDied)
-    }
-
-    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command<P>) -> Result<T, WorkerDied> {
-        let (reply, answer) = bounded(1);
-        self.send(command(reply))?;
-        answer.recv().map_err(|_| WorkerDied)
-    }
-
-    fn send(&self, command: Command<P>) -> Result<(), WorkerDied> {
-        self.commands.send(command).map_err(|_| WorkerDied)?;
-        ring(&self.wakeup);
-        Ok(())
-    }
-}
-
-impl<P, E> Drop for WorkerHandle<P, E> {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = self.commands.send(Command::Stop);
-            ring(&self.wakeup);
-            let _ = thread.join();
-        }
-    }
-}
-
-/// What a worker is asked between two batches.
-#[derive(Debug)]
-enum Command<P> {
-    AddPort { id: PortId, port: P, reply: Sender<Result<(), P>> },
-    RemovePort { id: PortId, reply: Sender<Option<P>> },
-    GiveBack(Chunks),
-    Stop,
-}
-
 /// A worker. In production it runs on the thread of its [`WorkerHandle`]; tests call [`round`](Worker::round).
 #[derive(Debug)]
 pub struct Worker<P, E> {
@@ -202,8 +101,47 @@ pub struct Worker<P, E> {
     /// The port whose turn it is to be the first of a round.
     first: usize,
     batch: Batch,
+    held: Held,
     epoll: OwnedFd,
     wakeup: Arc<OwnedFd>,
+}
+
+/// The way out of a worker.
+struct Out<'a, P> {
+    ports: &'a mut [Slot<P>],
+    places: &'a [Option<u16>],
+    pool: &'a mut FramePool,
+    stats: &'a WorkerStats,
+}
+
+impl<P: Port> Out<'_, P> {
+    #[inline(always)]
+    fn send(&mut self, frame: Frame, port: PortId) {
+        let Some(place) = self.places.get(port as usize).copied().flatten() else {
+            // Closed since the tables that the processor goes by were made.
+            return self.drop(frame, DropReason::PortDetached);
+        };
+        let slot = &mut self.ports[place as usize];
+        let counters = &self.stats.ports[port as usize];
+        let bytes = frame.len() as u64;
+        match slot.port.transmit(frame, self.pool) {
+            Ok(()) => {
+                slot.dirty = true;
+                counters.tx_packets.add(1);
+                counters.tx_bytes.add(bytes);
+            }
+            Err(frame) => {
+                counters.tx_full.add(1);
+                self.drop(frame, DropReason::TransmitFull);
+            }
+        }
+    }
+
+    #[cold]
+    fn drop(&mut self, frame: Frame, reason: DropReason) {
+        self.stats.drops[reason as usize].add(1);
+        self.pool.free(frame);
+    }
 }
 
 #[derive(Debug)]
@@ -216,6 +154,9 @@ struct Slot<P> {
 
 /// How long a worker sleeps at most while frames that it has sent are still on their way.
 const SENDING_NAP: Duration = Duration::from_millis(10);
+
+/// How long it sleeps at most while it holds frames: what they wait for may come to another worker.
+const HOLDING_NAP: Duration = Duration::from_millis(1);
 
 /// The most pieces of housekeeping that are made up for after a sleep.
 const CATCH_UP: u32 = 64;
@@ -232,6 +173,7 @@ impl<P: Port, E: Processor> Worker<P, E> {
         Ok(Worker {
             config,
             processor,
+            held: Held::for_pool(&pool),
             pool,
             ports: Vec::new(),
             places: vec![None; MAX_PORTS].into(),
@@ -279,6 +221,16 @@ impl<P: Port, E: Processor> Worker<P, E> {
         Some(&mut self.ports[place as usize].port)
     }
 
+    /// Frames that are on no port's ring: those in the pool, those lent to the path, and those held.
+    pub fn frames_at_hand(&self) -> u32 {
+        self.pool.available() + (self.batch.spares.free.len() + self.held.len()) as u32
+    }
+
+    /// How many frames are held until another packet comes.
+    pub fn frames_held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Numbers of its ports.
     pub fn ports(&self) -> impl Iterator<Item = PortId> + '_ {
         self.ports.iter().map(|slot| slot.id)
@@ -288,6 +240,9 @@ impl<P: Port, E: Processor> Worker<P, E> {
     /// Returns how many frames there were.
     pub fn round(&mut self, now: Now) -> usize {
         let mut frames = 0;
+        if !self.held.is_empty() {
+            self.resume(now);
+        }
         let ports = self.ports.len();
         // Another port is first each time, so that none always finds the batch filled by those before it.
         self.first = if self.first + 1 < ports { self.first + 1 } else { 0 };
@@ -324,42 +279,46 @@ impl<P: Port, E: Processor> Worker<P, E> {
         received
     }
 
-    /// Runs the batch, and sends or frees every frame of it.
+    /// Runs the batch, and sends, keeps or frees every frame of it.
     fn process(&mut self, now: Now) {
+        while self.batch.spares.free.len() < SPARES
+            && let Some(spare) = self.pool.alloc()
+        {
+            self.batch.spares.free.push(spare);
+        }
         self.processor.run(&mut self.batch, now);
-        let stats = self.processor.stats();
-        for (frame, meta) in self.batch.frames.drain(..).zip(self.batch.meta.drain(..)) {
+        self.dispatch();
+    }
+
+    /// Asks anew about frames that are held, some of them in each round.
+    #[cold]
+    fn resume(&mut self, now: Now) {
+        self.held.take(&mut self.batch);
+        self.processor.resume(&mut self.batch, now);
+        self.dispatch();
+    }
+
+    /// Does with each frame of the batch what its verdict says.
+    #[inline]
+    fn dispatch(&mut self) {
+        let Worker { batch, ports, places, pool, held, processor, .. } = self;
+        let mut out = Out { ports, places, pool, stats: processor.stats() };
+        for (frame, meta) in batch.frames.drain(..).zip(batch.meta.drain(..)) {
             debug_assert_ne!(meta.verdict, Verdict::Pending);
-            if meta.verdict == Verdict::Drop {
-                self.pool.free(frame);
-                continue;
-            }
-            let place = self.places.get(meta.out_port as usize).copied().flatten();
-            let Some(place) = place else {
-                // Closed since the tables that the processor goes by were made.
-                stats.drops[DropReason::PortDetached as usize].add(1);
-                self.pool.free(frame);
-                continue;
-            };
-            let slot = &mut self.ports[place as usize];
-            let counters = &stats.ports[meta.out_port as usize];
-            let bytes = frame.len() as u64;
-            match slot.port.transmit(frame, &mut self.pool) {
-                Ok(()) => {
-                    slot.dirty = true;
-                    counters.tx_packets.add(1);
-                    counters.tx_bytes.add(bytes);
-                }
-                Err(frame) => {
-                    counters.tx_full.add(1);
-                    stats.drops[DropReason::TransmitFull as usize].add(1);
-                    self.pool.free(frame);
-                }
+            if !meta.verdict.stays() {
+                out.send(frame, meta.out_port);
+            } else if meta.verdict == Verdict::Drop {
+                out.pool.free(frame);
+            } else if let Some(oldest) = held.keep(frame, meta) {
+                out.drop(oldest, DropReason::FragmentOverflow);
             }
         }
-        for slot in &mut self.ports {
+        for (frame, port) in batch.spares.made.drain(..) {
+            out.send(frame, port);
+        }
+        for slot in ports {
             if std::mem::take(&mut slot.dirty) {
-                slot.port.flush(&mut self.pool);
+                slot.port.flush(pool);
             }
         }
     }
@@ -418,7 +377,12 @@ impl<P: Port, E: Processor> Worker<P, E> {
     fn sleep(&mut self) {
         self.ring_if_in_want();
         let sending = self.ports.iter().any(|slot| slot.port.in_flight() > 0);
-        let nap = if sending { SENDING_NAP.min(self.config.nap) } else { self.config.nap };
+        let nap = match (self.held.is_empty(), sending) {
+            (false, _) => HOLDING_NAP,
+            (true, true) => SENDING_NAP,
+            (true, false) => self.config.nap,
+        };
+        let nap = nap.min(self.config.nap);
         let timeout = Timespec { tv_sec: nap.as_secs() as i64, tv_nsec: i64::from(nap.subsec_nanos()) };
         self.processor.stats().sleeps.add(1);
         self.processor.offline();
@@ -461,16 +425,14 @@ impl<P: Port, E: Processor> Worker<P, E> {
     }
 }
 
-/// Wakes who waits at the other end of an event descriptor or a pipe.
-fn ring(bell: &OwnedFd) {
-    // It fails only where very many rings have not been heard yet.
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
-}
-
 impl Processor for Engine {
     #[inline]
     fn run(&mut self, batch: &mut Batch, now: Now) {
         Engine::run(self, batch, now);
+    }
+
+    fn resume(&mut self, batch: &mut Batch, now: Now) {
+        Engine::resume(self, batch, now);
     }
 
     fn housekeeping(&mut self, now: Now) {
@@ -507,6 +469,7 @@ impl Processor for Engine {
 mod tests {
     use super::*;
     use crate::batch::BATCH;
+    use crate::io::frame::Chunks;
     use crate::io::memory::MemoryPort;
 
     /// Sends everything to the port that the frame's first byte names; 255: nowhere.
@@ -587,7 +550,7 @@ mod tests {
             .collect();
         assert_eq!(ports, [(1, 2, 1, 2), (2, 4, 0, 0), (2, 4, 2, 4)]);
         assert_eq!(stats.dropped(DropReason::PortDetached), 1, "there is no port 77");
-        assert_eq!(worker.pool.available(), FRAMES);
+        assert_eq!(worker.frames_at_hand(), FRAMES);
     }
 
     #[test]
@@ -602,7 +565,7 @@ mod tests {
         assert_eq!((stats.ports[1].tx_full.read(), stats.dropped(DropReason::TransmitFull)), (7, 7));
         assert_eq!(stats.ports[1].tx_packets.read(), 3);
         assert_eq!(worker.sent(1).len(), 3);
-        assert_eq!(worker.pool.available(), FRAMES);
+        assert_eq!(worker.frames_at_hand(), FRAMES);
     }
 
     #[test]
@@ -655,7 +618,7 @@ mod tests {
         handle.give_back(Chunks(Vec::new())).unwrap();
         let worker = handle.stop().unwrap();
         assert!(worker.processor.stats().sleeps.read() > 10);
-        assert_eq!(worker.pool.available(), FRAMES);
+        assert_eq!(worker.frames_at_hand(), FRAMES);
     }
 
     #[test]

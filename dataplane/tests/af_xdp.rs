@@ -70,7 +70,7 @@ impl Line {
     fn stop(self) {
         for worker in self.workers {
             let mut worker = worker.stop().unwrap();
-            let mut found = worker.pool.available();
+            let mut found = worker.frames_at_hand();
             for id in worker.ports().collect::<Vec<_>>() {
                 found += worker.port_mut(id).unwrap().counts().total();
             }
@@ -162,7 +162,7 @@ impl Hand {
     }
 
     fn count(&mut self) {
-        let mut found = self.worker.pool.available();
+        let mut found = self.worker.frames_at_hand();
         for id in [0, 1] {
             if let Some(port) = self.worker.port_mut(id) {
                 found += port.counts().total();

@@ -59,6 +59,11 @@ impl Frame {
         self.len as usize
     }
 
+    /// Makes it an empty packet at the usual headroom, as it came from the pool.
+    pub fn reset(&mut self) {
+        (self.head, self.len) = (HEADROOM as u16, 0);
+    }
+
     /// Moves the packet's start `n` bytes to the front; the new bytes hold anything.
     ///
     /// Returns whether there was room; without room nothing changes.

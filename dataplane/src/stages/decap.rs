@@ -3,7 +3,7 @@
 use crate::batch::{Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
-use crate::stages::parse;
+use crate::stages::parse::{self, Parsed};
 use crate::stages::quick::{self, Quick};
 use crate::tables::{Node, Tables};
 use crate::verdict::DropReason;
@@ -13,17 +13,18 @@ use crate::wire::vxlan::{self, Vxlan};
 
 /// Sees VXLAN to this node; what it lays bare goes on to conntrack.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
-    for index in waiting.tunnelled.iter() {
+    for n in 0..waiting.tunnelled.len() {
+        let index = waiting.tunnelled.at(n);
         let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
         match decapsulate(frame, meta, cx.tables) {
-            Ok(()) => waiting.keyed.announce(index, &batch.meta, cx),
-            Err(reason) => meta.drop(reason),
+            Ok(Parsed::Keyed) => waiting.keyed.announce(index, &batch.meta, cx),
+            parsed => parse::sort(index, parsed, &mut batch.meta, cx, waiting),
         }
     }
 }
 
 #[inline(always)]
-fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), DropReason> {
+fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
     if meta.flags & (flags::FROM_POD | flags::FROM_HOST) != 0 {
         return Err(DropReason::VxlanFromPod);
     }
@@ -49,9 +50,9 @@ fn decapsulate(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<()
         if cfg!(debug_assertions) {
             let mut slow = before;
             let parsed = any_inner(frame, &mut slow, (number, node), tables);
-            assert!(parsed.is_ok() && slow.is_same_but_for(meta, flags::PLAIN));
+            assert!(matches!(parsed, Ok(Parsed::Keyed)) && slow.is_same_but_for(meta, flags::PLAIN));
         }
-        return Ok(());
+        return Ok(Parsed::Keyed);
     }
     any_inner(frame, meta, (number, node), tables)
 }
@@ -63,15 +64,15 @@ fn any_inner(
     meta: &mut Meta,
     (number, node): (u16, &Node),
     tables: &Tables,
-) -> Result<(), DropReason> {
-    parse::inner(frame, meta, tables)?;
+) -> Result<Parsed, DropReason> {
+    let parsed = parse::inner(frame, meta, tables)?;
     // A node may speak for its own pods and for itself, for nobody else. An error may come from any router.
     let src = &meta.key.src;
     if meta.has(flags::ICMP_ERROR)
         || node.pods.iter().any(|pods| pods.contains(src))
         || tables.node_by_address.find(src) == Some(number)
     {
-        Ok(())
+        Ok(parsed)
     } else {
         Err(DropReason::TunnelSourceMismatch)
     }

@@ -1,10 +1,11 @@
 //! forward: applies the flow's rewrite, takes a hop off, encapsulates where a tunnel leads on, writes the
 //! Ethernet header and chooses the port.
 
-use crate::batch::{Answer, Batch, Meta, PLAIN_LEN, flags};
+use crate::batch::{Answer, Batch, Meta, PLAIN_LEN, Spares, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
-use crate::stages::hop;
+use crate::stages::cut::{self, Way};
+use crate::stages::{hop, mss};
 use crate::tables::flows::FlowRef;
 use crate::tables::flows::line::{Line, Rewrite, RewriteV4};
 use crate::tables::route::{Hop, NextHop};
@@ -15,16 +16,18 @@ use crate::wire::ethernet::{self, Ethernet, Mac};
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::tcp::Tcp;
+use crate::wire::sctp::Sctp;
+use crate::wire::tcp::{self, Tcp};
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::{Envelope, TUNNEL_TTL, Vxlan};
 use crate::wire::{proto, view, view_mut};
 
 /// Sees every packet whose flow is known.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    let Batch { frames, meta, spares } = batch;
     for index in waiting.known.iter() {
-        let (frame, meta) = (&mut batch.frames[index], &mut batch.meta[index]);
-        match packet(frame, meta, waiting.keyed.hash(index), cx) {
+        let (frame, meta) = (&mut frames[index], &mut meta[index]);
+        match packet(frame, meta, waiting.keyed.hash(index), spares, cx) {
             Ok(()) => {}
             Err(Stop::Drop(reason)) => meta.drop(reason),
             Err(Stop::Refuse(reason, answer)) => {
@@ -47,20 +50,36 @@ impl From<DropReason> for Stop {
 }
 
 #[inline(always)]
-fn packet(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
-    if meta.has(flags::PLAIN) { plain(frame, meta, hash, cx) } else { any(frame, meta, hash, cx) }
+fn packet(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    hash: u64,
+    spares: &mut Spares,
+    cx: &Context<'_>,
+) -> Result<(), Stop> {
+    if meta.has(flags::PLAIN) {
+        plain(frame, meta, hash, spares, cx)
+    } else {
+        any(frame, meta, hash, spares, cx)
+    }
 }
 
 /// A packet with all its headers at their usual places: what [`any`] does, for nearly all.
 #[inline(always)]
-fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
+fn plain(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    hash: u64,
+    spares: &mut Spares,
+    cx: &Context<'_>,
+) -> Result<(), Stop> {
     let line = cx.flows_v4.line(FlowRef::from_bits(meta.flow));
     let len = frame.len() - ethernet::HEADER_LEN;
     match line.tail().hop().0.hop() {
         Hop::Port(id) => {
             let port = cx.tables.port(id).ok_or(DropReason::PortDetached)?;
             if len > usize::from(port.mtu) {
-                return Err(too_big(meta, port.mtu));
+                return any(frame, meta, hash, spares, cx);
             }
             translate_plain(frame, meta, &line.rewrite_v4())?;
             let header = Ethernet::new(port.peer_mac, port.mac, ethernet::IPV4);
@@ -76,7 +95,7 @@ fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Res
         {
             let mtu = cx.tables.local.as_ref().map_or(0, |local| local.pod_mtu);
             if len > usize::from(mtu) {
-                return Err(too_big(meta, mtu));
+                return any(frame, meta, hash, spares, cx);
             }
             translate_plain(frame, meta, &line.rewrite_v4())?;
             let next_hop = next_hop(node, cx)?;
@@ -88,7 +107,7 @@ fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Res
             }
             meta.out_port = UPLINK_PORT;
         }
-        _ => return any(frame, meta, hash, cx),
+        _ => return any(frame, meta, hash, spares, cx),
     }
     meta.verdict = Verdict::Forward;
     Ok(())
@@ -96,7 +115,13 @@ fn plain(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Res
 
 /// Every kind of packet.
 #[inline(never)]
-fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Result<(), Stop> {
+fn any(
+    frame: &mut Frame,
+    meta: &mut Meta,
+    hash: u64,
+    spares: &mut Spares,
+    cx: &Context<'_>,
+) -> Result<(), Stop> {
     let flow = FlowRef::from_bits(meta.flow);
     let next = if meta.has(flags::V6) {
         cx.flows_v6.line(flow).tail().hop().0
@@ -104,8 +129,10 @@ fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Resul
         cx.flows_v4.line(flow).tail().hop().0
     };
     let (port, mtu) = hop::port_and_mtu(next, cx)?;
-    if frame.len() - usize::from(meta.l3) > usize::from(mtu) {
-        return Err(too_big(meta, mtu));
+    let is_too_big = frame.len() - usize::from(meta.l3) > usize::from(mtu);
+    if is_too_big && meta.has(flags::DONT_FRAGMENT) {
+        meta.flow = u32::from(mtu);
+        return Err(Stop::Refuse(DropReason::TooBig, Answer::TooBig));
     }
     match meta.flags & (flags::V6 | flags::ICMP_ERROR) {
         0 => translate_v4(frame, meta, &cx.flows_v4.line(flow).rewrite_v4())?,
@@ -118,19 +145,18 @@ fn any(frame: &mut Frame, meta: &mut Meta, hash: u64, cx: &Context<'_>) -> Resul
             translate_error(frame, meta, &rewrite)?;
         }
     }
-    send(frame, meta, next, hash, cx)?;
+    let is_syn = meta.key.proto == proto::TCP && meta.l4_info & tcp::SYN != 0;
+    if is_syn && !meta.has(flags::ICMP_ERROR) {
+        mss::clamp(frame, meta, mtu, cx);
+    }
+    if is_too_big {
+        cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)?;
+    } else {
+        send(frame, meta, next, hash, cx)?;
+    }
     meta.out_port = port;
     meta.verdict = Verdict::Forward;
     Ok(())
-}
-
-#[cold]
-fn too_big(meta: &mut Meta, mtu: u16) -> Stop {
-    if !meta.has(flags::DONT_FRAGMENT) {
-        return Stop::Drop(DropReason::TooBig);
-    }
-    meta.flow = u32::from(mtu);
-    Stop::Refuse(DropReason::TooBig, Answer::TooBig)
 }
 
 /// What has no hop more stays as it came: its sender gets it back.
@@ -157,11 +183,10 @@ fn take_hop(frame: &mut Frame, meta: &Meta) -> Result<(), Stop> {
 
 /// Takes a hop off, and applies a rewrite to addresses, ports and checksums.
 fn translate_v4(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(), Stop> {
-    let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
     let bytes = frame.bytes_mut();
-    let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
+    let header: &mut Ipv4 = view_mut(bytes, usize::from(meta.l3)).ok_or(DropReason::MalformedIpv4)?;
     translate_header(header, rewrite)?;
-    write_transport(bytes, l4, meta.key.proto, (rewrite.sport, rewrite.dport), rewrite.l4)?;
+    write_transport(bytes, meta, (rewrite.sport, rewrite.dport), rewrite.l4)?;
     Ok(())
 }
 
@@ -212,8 +237,7 @@ fn translate_v6(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<(),
     if rewrite.to != meta.key {
         let bytes = frame.bytes_mut();
         write_addresses(bytes, usize::from(meta.l3), true, rewrite)?;
-        let to = &rewrite.to;
-        write_transport(bytes, usize::from(meta.l4), to.proto, (to.sport, to.dport), rewrite.l4)?;
+        write_transport(bytes, meta, (rewrite.to.sport, rewrite.to.dport), rewrite.l4)?;
     }
     Ok(())
 }
@@ -234,14 +258,15 @@ fn write_addresses(bytes: &mut [u8], l3: usize, v6: bool, rewrite: &Rewrite) -> 
 #[inline(always)]
 fn write_transport(
     bytes: &mut [u8],
-    l4: usize,
-    protocol: u8,
+    meta: &Meta,
     ports: (u16, u16),
     delta: Delta,
 ) -> Result<(), DropReason> {
     const BAD: DropReason = DropReason::MalformedTransport;
+    let (l4, len) = (usize::from(meta.l4), bytes.len());
     let (sport, dport) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());
-    match protocol {
+    match meta.key.proto {
+        _ if meta.has(flags::LATER) => {}
         proto::TCP => {
             let header: &mut Tcp = view_mut(bytes, l4).ok_or(BAD)?;
             (header.sport, header.dport) = (sport, dport);
@@ -256,6 +281,16 @@ fn write_transport(
             let header: &mut Icmp = view_mut(bytes, l4).ok_or(BAD)?;
             [header.rest[0], header.rest[1]] = sport;
             checksum::apply(&mut header.checksum, delta);
+        }
+        proto::SCTP => {
+            let header: &mut Sctp = view_mut(bytes, l4).ok_or(BAD)?;
+            if !header.has_ports(sport, dport) {
+                if meta.has(flags::FRAGMENT) {
+                    // How much follows is not known yet, so neither is how the checksum changes.
+                    return Err(DropReason::Fragment);
+                }
+                header.set_ports(sport, dport, len - l4);
+            }
         }
         _ => {}
     }
@@ -292,8 +327,9 @@ fn translate_error(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<
         header.dst = rewrite.to.dst.0;
         let (src, dst) = (header.src, header.dst);
         let found = ipv6::transport(&bytes[embedded..]).ok_or(DropReason::MalformedIpv6)?;
+        let len = view::<Ipv6>(bytes, embedded).map_or(0, Ipv6::payload_len) + ipv6::HEADER_LEN;
         write_addresses(bytes, embedded, true, &original)?;
-        write_embedded_ports(bytes, embedded + found.offset, &original);
+        write_embedded_ports(bytes, embedded + found.offset, len.saturating_sub(found.offset), &original);
         set_checksum(&mut bytes[l4..], |message| checksum::transport(&src, &dst, proto::ICMPV6, message));
     } else {
         let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
@@ -303,19 +339,20 @@ fn translate_error(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<
         header.dst = rewrite.to.dst.last4();
         let header_len = header.header_len();
         fix_ipv4_checksum(bytes, l3, header_len);
-        let inner_len = view::<Ipv4>(bytes, embedded).ok_or(DropReason::MalformedIpv4)?.header_len();
+        let inner: &Ipv4 = view(bytes, embedded).ok_or(DropReason::MalformedIpv4)?;
+        let (inner_len, len) = (inner.header_len(), inner.total_len().saturating_sub(inner.header_len()));
         let header: &mut Ipv4 = view_mut(bytes, embedded).ok_or(DropReason::MalformedIpv4)?;
         (header.src, header.dst) = (original.to.src.last4(), original.to.dst.last4());
         fix_ipv4_checksum(bytes, embedded, inner_len);
-        write_embedded_ports(bytes, embedded + inner_len, &original);
+        write_embedded_ports(bytes, embedded + inner_len, len, &original);
         set_checksum(&mut bytes[l4..], checksum::checksum);
     }
     Ok(())
 }
 
-/// Ports (or the identifier) of an embedded packet, of which only the first 8 bytes are sure to be there; its
-/// transport checksum is brought along where it is there.
-fn write_embedded_ports(bytes: &mut [u8], l4: usize, rewrite: &Rewrite) {
+/// Ports (or the identifier) of an embedded packet, of whose `len` bytes behind the IP header only the first 8 are sure
+/// to be there; its transport checksum is brought along where it is there.
+fn write_embedded_ports(bytes: &mut [u8], l4: usize, len: usize, rewrite: &Rewrite) {
     let (sport, dport) = (rewrite.to.sport.to_be_bytes(), rewrite.to.dport.to_be_bytes());
     let checksum_at = match rewrite.to.proto {
         proto::TCP => 16,
@@ -324,6 +361,11 @@ fn write_embedded_ports(bytes: &mut [u8], l4: usize, rewrite: &Rewrite) {
         _ => usize::MAX,
     };
     let Some(header) = bytes.get_mut(l4..) else { return };
+    if rewrite.to.proto == proto::SCTP
+        && let Some(header) = view_mut::<Sctp>(header, 0)
+    {
+        return header.set_ports(sport, dport, len);
+    }
     match rewrite.to.proto {
         proto::TCP | proto::UDP | proto::SCTP if header.len() >= 4 => {
             header[..2].copy_from_slice(&sport);

@@ -1,9 +1,12 @@
 //! The stages of the path, one file each; `path.rs` has their order.
 
 pub mod conntrack;
+pub mod cut;
 pub mod decap;
 pub mod forward;
+pub mod fragment;
 pub mod hop;
+pub mod mss;
 pub mod parse;
 pub mod policy;
 pub(crate) mod quick;

@@ -13,7 +13,7 @@ use crate::wire::checksum;
 use crate::wire::ethernet::{self, Ethernet, is_group};
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::ipv4::{self, Ipv4};
-use crate::wire::ipv6::{self, Ipv6};
+use crate::wire::ipv6::{self, Fragment, Ipv6};
 use crate::wire::tcp::Tcp;
 use crate::wire::udp::Udp;
 use crate::wire::{Addr, proto, view};
@@ -48,10 +48,32 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
         match packet(frame, meta, cx) {
             Ok(Parsed::Tunnelled) => waiting.tunnelled.push(index),
             Ok(Parsed::Keyed) => waiting.keyed.announce(index, &batch.meta, cx),
-            Ok(Parsed::Answered) => waiting.answers.push(index),
-            Ok(Parsed::NotOurs) => meta.verdict = Verdict::Host,
-            Err(reason) => meta.drop(reason),
+            parsed => sort(index, parsed, &mut batch.meta, cx, waiting),
         }
+    }
+}
+
+/// Where a packet goes on that is not as nearly all are.
+#[cold]
+pub(super) fn sort(
+    index: usize,
+    parsed: Result<Parsed, DropReason>,
+    batch: &mut [Meta],
+    cx: &Context<'_>,
+    waiting: &mut Waiting,
+) {
+    let meta = &mut batch[index];
+    // What becomes of a first fragment is of interest to the others, whatever it is.
+    if meta.flags & (flags::FRAGMENT | flags::LATER) == flags::FRAGMENT {
+        waiting.fragments.push(index);
+    }
+    match parsed {
+        Ok(Parsed::Keyed | Parsed::First) => waiting.keyed.announce(index, batch, cx),
+        Ok(Parsed::Tunnelled) => waiting.tunnelled.push(index),
+        Ok(Parsed::Later) => waiting.fragments.push(index),
+        Ok(Parsed::Answered) => waiting.answers.push(index),
+        Ok(Parsed::NotOurs) => meta.verdict = Verdict::Host,
+        Err(reason) => meta.drop(reason),
     }
 }
 
@@ -64,9 +86,13 @@ fn ask_for_headers(frame: &Frame) {
 }
 
 /// What parsing a frame comes to.
-enum Parsed {
+pub(super) enum Parsed {
     /// It has a flow key.
     Keyed,
+    /// It has a flow key, and is the first fragment of a datagram.
+    First,
+    /// It is a fragment without ports, and goes the way of its datagram's first.
+    Later,
     /// It is VXLAN to this node.
     Tunnelled,
     /// It waits for the reply stage.
@@ -166,9 +192,8 @@ fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
     if src.is_martian() || dst.is_martian() || src == dst {
         return Err(DropReason::Martian);
     }
-    if meta.has(flags::FRAGMENT) {
-        let to_kernel = meta.in_port == UPLINK_PORT && *dst == tables.node(meta.has(flags::V6)).uplink;
-        return if to_kernel { Ok(Parsed::NotOurs) } else { Err(DropReason::Fragment) };
+    if meta.has(flags::LATER) {
+        return Ok(Parsed::Later);
     }
     if meta.has(flags::FROM_POD) && is_link_gateway(dst) {
         let echo = if meta.has(flags::V6) { icmp::v6::ECHO } else { icmp::v4::ECHO };
@@ -179,6 +204,10 @@ fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
             meta.refuse(DropReason::ServiceUndefined, refusal(meta.key.proto));
         }
         return Ok(Parsed::Answered);
+    }
+    if meta.has(flags::FRAGMENT) {
+        // The tunnel's packets are not put together again: its MTU is the cluster's, and every node keeps to it.
+        return if is_tunnel(meta, tables) { Err(DropReason::FragmentedTunnel) } else { Ok(Parsed::First) };
     }
     Ok(Parsed::Keyed)
 }
@@ -235,7 +264,7 @@ fn is_some_node(addr: &Addr, tables: &Tables) -> bool {
 /// # Errors
 /// The reason to drop it.
 #[inline(never)]
-pub fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), DropReason> {
+pub(super) fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
     let ethernet: &Ethernet = view(frame.bytes(), 0).ok_or(DropReason::MalformedVxlan)?;
     meta.l3 = ethernet::HEADER_LEN as u16;
     match ethernet.ether_type() {
@@ -249,10 +278,7 @@ pub fn inner(frame: &mut Frame, meta: &mut Meta, tables: &Tables) -> Result<(), 
     if is_tunnel(meta, tables) {
         return Err(DropReason::NestedTunnel);
     }
-    match keyed(meta, tables)? {
-        Parsed::Keyed => Ok(()),
-        _ => Err(DropReason::Fragment),
-    }
+    keyed(meta, tables)
 }
 
 fn ipv4(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
@@ -278,11 +304,29 @@ fn ipv4(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
     }
     // What Ethernet padded is no part of the packet.
     let _ = frame.resize(l3 + total_len);
-    if flags_offset & (ipv4::MF | ipv4::OFFSET_MASK) != 0 {
-        meta.flags |= flags::FRAGMENT;
-        return Ok(());
+    let offset = flags_offset & ipv4::OFFSET_MASK;
+    if flags_offset & ipv4::MF != 0 || offset != 0 {
+        let more = flags_offset & ipv4::MF != 0;
+        fragment(meta, offset, more, total_len - header_len, header_len)?;
+        if offset != 0 {
+            return Ok(());
+        }
     }
     transport(frame.bytes(), meta)
+}
+
+/// A fragment of a datagram with so many bytes of headers that each fragment has.
+fn fragment(meta: &mut Meta, offset: u16, more: bool, len: usize, headers: usize) -> Result<(), DropReason> {
+    // RFC 791, 3.2; RFC 8200, 4.5. Beyond the end would make whoever puts it together write there.
+    let end = headers + usize::from(offset) * 8 + len;
+    if len == 0 || more && !len.is_multiple_of(8) || end > usize::from(u16::MAX) {
+        return Err(DropReason::BadFragment);
+    }
+    meta.flags |= flags::FRAGMENT;
+    if offset != 0 {
+        meta.flags |= flags::LATER;
+    }
+    Ok(())
 }
 
 fn ipv6(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
@@ -303,13 +347,21 @@ fn ipv6(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
     let found = ipv6::transport(&frame.bytes()[l3..]).ok_or(DropReason::MalformedIpv6)?;
     meta.key.proto = found.proto;
     meta.l4 = (l3 + found.offset) as u16;
-    if found.fragment {
-        meta.flags |= flags::FRAGMENT;
-        return Ok(());
+    if let Some(Fragment { offset, more, .. }) = found.fragment {
+        // Of the headers that each fragment has the first 40 bytes are not counted (RFC 8200, 4.5).
+        let headers = found.payload - ipv6::FRAGMENT_LEN - ipv6::HEADER_LEN;
+        fragment(meta, offset, more, end - l3 - found.payload, headers)?;
+        if offset != 0 {
+            return Ok(());
+        }
     }
     transport(frame.bytes(), meta)?;
     let discovery = icmp::v6::ROUTER_SOLICITATION..=icmp::v6::REDIRECT;
     if found.proto == proto::ICMPV6 && discovery.contains(&meta.l4_info) {
+        // RFC 6980, 5.
+        if meta.has(flags::FRAGMENT) {
+            return Err(DropReason::Fragment);
+        }
         // RFC 4861, 6.1 and 7.1: from the link itself, or not at all.
         if hop_limit != 255 {
             return Err(DropReason::MalformedTransport);
@@ -323,47 +375,53 @@ fn ipv6(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
 fn transport(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
     const BAD: DropReason = DropReason::MalformedTransport;
     let l4 = usize::from(meta.l4);
+    let is_first = meta.has(flags::FRAGMENT);
+    let short = if is_first { DropReason::TinyFragment } else { BAD };
     match meta.key.proto {
         // ICMP of the other family.
         proto::ICMP | proto::ICMPV6 if meta.has(flags::V6) != (meta.key.proto == proto::ICMPV6) => {
             return Err(BAD);
         }
         proto::TCP => {
-            let tcp: &Tcp = view(bytes, l4).ok_or(BAD)?;
-            if tcp.header_len() < size_of::<Tcp>() || l4 + tcp.header_len() > bytes.len() {
+            let tcp: &Tcp = view(bytes, l4).ok_or(short)?;
+            if tcp.header_len() < size_of::<Tcp>() {
                 return Err(BAD);
+            }
+            if l4 + tcp.header_len() > bytes.len() {
+                return Err(short);
             }
             meta.l4_info = tcp.flags;
             (meta.key.sport, meta.key.dport) = (u16::from_be_bytes(tcp.sport), u16::from_be_bytes(tcp.dport));
         }
         proto::UDP => {
-            let udp: &Udp = view(bytes, l4).ok_or(BAD)?;
-            if udp.len() < size_of::<Udp>() || l4 + udp.len() > bytes.len() {
+            let udp: &Udp = view(bytes, l4).ok_or(short)?;
+            if udp.len() < size_of::<Udp>() || l4 + udp.len() > bytes.len() && !is_first {
                 return Err(BAD);
             }
             (meta.key.sport, meta.key.dport) = (u16::from_be_bytes(udp.sport), u16::from_be_bytes(udp.dport));
         }
         proto::SCTP => {
             // Ports, verification tag, checksum (RFC 9260, 3.1).
-            let common = bytes.get(l4..l4 + 12).ok_or(BAD)?;
+            let common = bytes.get(l4..l4 + 12).ok_or(short)?;
             meta.key.sport = u16::from_be_bytes([common[0], common[1]]);
             meta.key.dport = u16::from_be_bytes([common[2], common[3]]);
         }
         proto::ICMP => {
-            let message: &Icmp = view(bytes, l4).ok_or(BAD)?;
+            let message: &Icmp = view(bytes, l4).ok_or(short)?;
             meta.l4_info = message.kind;
             match message.kind {
                 icmp::v4::ECHO | icmp::v4::ECHO_REPLY => echo(message, meta),
-                kind if icmp::v4::is_error(kind) => embedded_v4(bytes, meta)?,
+                // One in fragments belongs to no flow: an error is never as large as that.
+                kind if icmp::v4::is_error(kind) && !is_first => embedded_v4(bytes, meta)?,
                 _ => {}
             }
         }
         proto::ICMPV6 => {
-            let message: &Icmp = view(bytes, l4).ok_or(BAD)?;
+            let message: &Icmp = view(bytes, l4).ok_or(short)?;
             meta.l4_info = message.kind;
             match message.kind {
                 icmp::v6::ECHO | icmp::v6::ECHO_REPLY => echo(message, meta),
-                kind if icmp::v6::is_error(kind) => embedded_v6(bytes, meta)?,
+                kind if icmp::v6::is_error(kind) && !is_first => embedded_v6(bytes, meta)?,
                 _ => {}
             }
         }
@@ -401,7 +459,8 @@ fn embedded_v6(bytes: &[u8], meta: &mut Meta) -> Result<(), DropReason> {
         return Err(BAD);
     }
     let found = ipv6::transport(&bytes[start..]).ok_or(BAD)?;
-    if found.fragment {
+    // About a first fragment: its ports are there. About a later one they are not.
+    if found.fragment.is_some_and(|fragment| fragment.offset != 0) {
         return Err(DropReason::IcmpUnrelated);
     }
     let key = Key { src: Addr(header.src), dst: Addr(header.dst), proto: found.proto, ..Key::default() };

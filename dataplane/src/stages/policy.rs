@@ -2,6 +2,7 @@
 
 use crate::batch::{Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
+use crate::stages::conntrack::Halt;
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, hop};
 use crate::tables::flows::limits::Limit;
@@ -150,10 +151,6 @@ fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted,
         }
         translated.src = gateway;
     }
-    if key.proto == proto::SCTP && translated.dport != key.dport {
-        // Its checksum is no sum, and is not mended here.
-        return Err(DropReason::UnsupportedProtocol);
-    }
     Ok(Admitted { translated, rules, next })
 }
 
@@ -172,7 +169,7 @@ fn begin<F: Family>(
         Some(flow) => flow,
         None => commit(meta, choice.ids, admitted?, cx, table)?,
     };
-    conntrack::follow(flow, meta, frame_len, cx, table)
+    conntrack::follow(flow, meta, frame_len, cx, table).map_err(Halt::reason)
 }
 
 /// The host speaks from an address to which another node's replies would not come back through the tunnel.
@@ -193,7 +190,7 @@ fn commit<F: Family>(
 ) -> Result<FlowRef, DropReason> {
     let (key, Admitted { mut translated, rules, next }) = (meta.key, admitted);
     let is_echo = matches!(key.proto, proto::ICMP | proto::ICMPV6);
-    let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP);
+    let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP | proto::SCTP);
     for attempt in 0..PORT_TRIES {
         if attempt > 0 {
             translated.sport = (FIRST_PORT + cx.local.random() % (65_536 - FIRST_PORT)) as u16;

@@ -61,6 +61,7 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &mut Context<'_>) -> Result<(), Dr
             advertise(frame, meta, port.mac)?;
             ethernet::IPV6
         }
+        // The rest of a request in pieces is the rest of its answer: only the addresses are exchanged.
         Answer::Echo => {
             echo(frame, meta)?;
             ip_type(meta)
@@ -133,6 +134,9 @@ fn echo(frame: &mut Frame, meta: &Meta) -> Result<(), DropReason> {
         fix_ipv4_checksum(bytes, l3, l4 - l3);
         (icmp::v4::ECHO, icmp::v4::ECHO_REPLY)
     };
+    if meta.has(flags::LATER) {
+        return Ok(());
+    }
     let message: &mut Icmp = view_mut(bytes, l4).ok_or(DropReason::MalformedTransport)?;
     message.kind = reply;
     let old = u16::from_be_bytes([request, message.code]);
@@ -141,8 +145,12 @@ fn echo(frame: &mut Frame, meta: &Meta) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// A TCP reset as the refused side would send it (RFC 9293, 3.10.7.1). None for a reset.
+/// A TCP reset as the refused side would send it (RFC 9293, 3.10.7.1). None for a reset, nor for what is only a part
+/// of a segment: what it would acknowledge is not known.
 fn reset(frame: &mut Frame, meta: &Meta) -> Result<(), DropReason> {
+    if meta.has(flags::FRAGMENT) {
+        return Err(DropReason::Fragment);
+    }
     let bytes = frame.bytes();
     let tcp: &Tcp = view(bytes, usize::from(meta.l4)).ok_or(DropReason::MalformedTransport)?;
     if tcp.flags & tcp::RST != 0 {
@@ -180,6 +188,10 @@ fn error(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Result<(), DropRea
         return Err(DropReason::IcmpUnrelated);
     }
     let v6 = meta.has(flags::V6);
+    // Nor about a later fragment of IPv4 (RFC 1122, 3.2.2).
+    if meta.has(flags::LATER) && !v6 {
+        return Err(DropReason::FragmentRefused);
+    }
     let (kind, code) = match (meta.answer, v6) {
         (Answer::PortUnreachable, false) => (icmp::v4::UNREACHABLE, icmp::v4::PORT_UNREACHABLE),
         (Answer::PortUnreachable, true) => (icmp::v6::UNREACHABLE, icmp::v6::PORT_UNREACHABLE),

@@ -2,15 +2,16 @@
 //!
 //! The choice is put into the packet's metadata; the packet itself is rewritten by forward.
 
-use crate::batch::{Batch, Meta, flags};
+use crate::batch::{Answer, BATCH, Batch, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::parse::refusal;
+use crate::tables::maglev;
 use crate::tables::objects::FrontendKind;
 use crate::tables::route::Route;
-use crate::tables::services::{Backend, Found, Id};
+use crate::tables::services::{Found, Id, Origin, ServicePort};
 use crate::tables::{PodAt, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::Addr;
+use crate::wire::{Addr, proto};
 
 /// What service has chosen for one packet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,12 +28,19 @@ pub struct Choice {
 
 /// Sees the first packets of flows; those that may go on go on to policy.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    let tables = cx.tables;
+    let mut found = [Found::Nothing; BATCH];
     for index in waiting.new.iter() {
-        cx.tables.services.prefetch(&batch.meta[index].key);
+        tables.services.prefetch(&batch.meta[index].key);
+    }
+    for index in waiting.new.iter() {
+        let key = &batch.meta[index].key;
+        found[index] = tables.services.find(key, tables.is_node_address(&key.dst));
+        found[index].prefetch();
     }
     for index in waiting.new.iter() {
         let meta = &mut batch.meta[index];
-        match choose(meta, cx) {
+        match choose(meta, found[index], cx) {
             Outcome::Chosen(choice) => {
                 // For policy, while the others are chosen for.
                 cx.tables.prefetch_ends(&meta.key.src, &choice.address);
@@ -40,6 +48,10 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
                 waiting.chosen.push(index);
             }
             Outcome::NotOurs => meta.verdict = Verdict::Host,
+            Outcome::Echoed => {
+                meta.answer(Answer::Echo);
+                waiting.answers.push(index);
+            }
             Outcome::Refused(reason) => {
                 meta.refuse(reason, refusal(meta.key.proto));
                 waiting.answers.push(index);
@@ -52,38 +64,86 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 enum Outcome {
     Chosen(Choice),
     NotOurs,
+    Echoed,
     Refused(DropReason),
     Dropped(DropReason),
 }
 
-fn choose(meta: &Meta, cx: &mut Context<'_>) -> Outcome {
-    let key = &meta.key;
-    let to_node = cx.tables.is_node_address(&key.dst);
-    match cx.tables.services.find(key, to_node) {
-        Found::Port(port, kind) => match port.choose(meta.has(flags::V6), cx.local.random()) {
-            Some(backend) => Outcome::Chosen(Choice {
-                address: backend.address,
-                port: backend.port,
-                ids: (port.id, backend.id),
-                masquerade: is_masqueraded(meta, kind, backend),
-            }),
-            None => Outcome::Refused(DropReason::NoBackend),
+fn choose(meta: &Meta, found: Found<'_>, cx: &mut Context<'_>) -> Outcome {
+    match found {
+        Found::Port(port, kind) => match backend(meta, port, kind, cx) {
+            Ok(choice) => Outcome::Chosen(choice),
+            Err(DropReason::NoBackend) => Outcome::Refused(DropReason::NoBackend),
+            Err(reason) => Outcome::Dropped(reason),
+        },
+        Found::WrongPort if is_echo(meta) => match &cx.tables.local {
+            Some(local) if local.answer_echo => Outcome::Echoed,
+            _ => Outcome::Dropped(DropReason::EchoUnanswered),
         },
         Found::WrongPort => Outcome::Refused(DropReason::ServiceUndefined),
-        Found::Nothing => direct(meta, to_node, cx),
+        Found::Nothing => direct(meta, cx),
     }
 }
 
-/// kube-proxy's rules for the Cluster traffic policy: what came to an external address, or from outside the
-/// cluster, is masqueraded, and hairpin always is, so that replies come back here. (pkg/proxy/nftables/proxier.go)
-fn is_masqueraded(meta: &Meta, kind: FrontendKind, backend: &Backend) -> bool {
-    let from_outside = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);
-    kind != FrontendKind::ClusterIp || from_outside || backend.address == meta.key.src
+/// The backend of a connection to a Service.
+fn backend(
+    meta: &Meta,
+    port: &ServicePort,
+    kind: FrontendKind,
+    cx: &mut Context<'_>,
+) -> Result<Choice, DropReason> {
+    let origin = origin(meta);
+    // The node has one address for the outside, whatever it speaks to us from.
+    let client = match origin {
+        Origin::Host => cx.tables.node(meta.has(flags::V6)).uplink,
+        _ => meta.key.src,
+    };
+    let selection = port.select(kind, origin, &client)?;
+    let affinity = port.affinity();
+    let kept = affinity
+        .and_then(|lifetime| cx.affinity.recall(&client, port.id, selection.backends, cx.now.tick, lifetime));
+    let backend = kept.or_else(|| {
+        let bits = if port.is_hashed() {
+            maglev::hash(&client, if affinity.is_some() { 0 } else { meta.key.sport })
+        } else {
+            cx.local.random()
+        };
+        selection.backends.choose(bits)
+    });
+    let backend = backend.ok_or(DropReason::NoBackend)?;
+    if affinity.is_some() {
+        cx.affinity.remember(&client, port.id, backend, selection.backends, cx.now.tick);
+    }
+    Ok(Choice {
+        address: backend.address,
+        port: backend.port,
+        ids: (port.id, backend.id),
+        // To itself, too, or it would answer itself without anybody's translating the answer.
+        masquerade: selection.masquerade || backend.address == meta.key.src,
+    })
+}
+
+/// Whether it asks for an echo; others of ICMP begin no flow.
+fn is_echo(meta: &Meta) -> bool {
+    matches!(meta.key.proto, proto::ICMP | proto::ICMPV6)
+}
+
+fn origin(meta: &Meta) -> Origin {
+    if meta.has(flags::FROM_POD) {
+        Origin::Pod
+    } else if meta.has(flags::FROM_HOST) {
+        Origin::Host
+    } else if meta.has(flags::DECAPPED) {
+        Origin::OtherNode
+    } else {
+        Origin::Outside
+    }
 }
 
 /// A packet to no Service: what may come from where, to where.
-fn direct(meta: &Meta, to_node: bool, cx: &Context<'_>) -> Outcome {
+fn direct(meta: &Meta, cx: &Context<'_>) -> Outcome {
     let dst = &meta.key.dst;
+    let to_node = cx.tables.is_node_address(dst);
     let is_local_pod = cx.tables.pods.get(dst).is_some_and(|pod: &PodAt| pod.local);
     let route = cx.tables.route(dst);
     if route == Some(Route::Service) {

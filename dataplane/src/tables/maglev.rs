@@ -27,6 +27,26 @@ pub struct Maglev {
 /// The size that others use, too; right for up to some 650 backends.
 pub const USUAL_SIZE: u32 = 65_537;
 
+/// The most members.
+pub const MOST_MEMBERS: usize = NOBODY as usize - 1;
+
+/// Primes, the sizes in use. Few of them: from one to the next nearly every connection moves.
+const SIZES: [u32; 3] = [1021, 16_381, 131_071];
+
+/// The size for so many backends: a hundred entries each, so that few change hands beside those of one that goes,
+/// as far as 256 KiB of memory go: to 1,310 of them.
+pub fn size_for(backends: usize) -> u32 {
+    let is_enough = |size: &u32| *size as usize >= 100 * backends;
+    SIZES.into_iter().find(is_enough).unwrap_or(SIZES[SIZES.len() - 1])
+}
+
+/// The hash of a client that [`Maglev::choose`] takes, the same on every node. Without its port (0) all of a client's
+/// connections have the same.
+#[inline]
+pub fn hash(client: &Addr, port: u16) -> u32 {
+    (scramble(client, port) >> 32) as u32
+}
+
 /// When so few entries are left, they are looked at, rather than sought: see [`Filling::take_last`].
 const FEW: usize = 256;
 
@@ -39,10 +59,10 @@ impl Maglev {
     /// The table of so many entries for these members.
     ///
     /// # Panics
-    /// If the size is no prime or above 2^20, if there are more members than entries, or 65,535 of them.
+    /// If the size is no prime or above 2^20, if there are more members than entries, or than [`MOST_MEMBERS`].
     pub fn new(members: &[Member], size: u32) -> Maglev {
         assert!(is_prime(size) && size < MAX_SIZE, "{size} is no prime, or too large");
-        assert!(members.len() <= size as usize && members.len() < usize::from(NOBODY));
+        assert!(members.len() <= size as usize && members.len() <= MOST_MEMBERS);
         let mut order: Vec<u16> = (0..members.len() as u16).collect();
         order.retain(|n| members[usize::from(*n)].weight > 0);
         order.sort_unstable_by_key(|n| members[usize::from(*n)]);
@@ -165,9 +185,7 @@ impl Filling {
 
 impl Walk {
     fn new(member: &Member, position: u16, size: u32) -> Walk {
-        let [high, low] = [0, 8]
-            .map(|at| u64::from_be_bytes(member.address.0[at..at + 8].try_into().expect("8 bytes of 16")));
-        let hash = mix(mix(mix(high) ^ low) ^ u64::from(member.port));
+        let hash = scramble(&member.address, member.port);
         let (offset, skip) = (hash >> 32, hash & 0xffff_ffff);
         Walk {
             next: (offset % u64::from(size)) as u32,
@@ -183,6 +201,13 @@ impl Walk {
         let after = entry + self.skip;
         if after >= size { after - size } else { after }
     }
+}
+
+/// An address and a port, scrambled, the same way on every node.
+#[inline(always)]
+fn scramble(address: &Addr, port: u16) -> u64 {
+    let half = |at: usize| u64::from_be_bytes(address.0[at..at + 8].try_into().expect("8 bytes of 16"));
+    mix(mix(mix(half(0)) ^ half(8)) ^ u64::from(port))
 }
 
 /// Scrambles 64 bits, the same way on every node (the finaliser of SplitMix64, Steele et al., OOPSLA 2014).

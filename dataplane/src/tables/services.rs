@@ -1,11 +1,17 @@
-//! Frontends and their backends.
+//! Frontends, the ports of Services that they lead to, and which backends a client of one may get.
+//!
+//! The rules are kube-proxy's (kubernetes/kubernetes, `pkg/proxy/nftables/proxier.go`), in [`ServicePort::select`].
 
 use std::sync::Arc;
 
+pub use super::backends::{Backend, Backends};
 use super::map::Map;
-use super::objects::FrontendKind;
+use super::objects::{self, FrontendKind};
+use super::route::Prefix;
+use super::standing::Standing;
 use crate::batch::Key;
 use crate::prefetch;
+use crate::verdict::DropReason;
 use crate::wire::Addr;
 
 /// Number of a service port or a backend within a process's life; 0: none. Never used twice.
@@ -13,14 +19,15 @@ pub type Id = u32;
 
 /// All Services, compiled. Made by [`super::build`].
 ///
-/// A frontend's entry has everything but the backends themselves: a connection costs one look-up, and one line
-/// more for the backend that it gets.
+/// A connection costs one look-up, and then two lines: of the port, and of the backend that it gets.
 #[derive(Clone, Debug, Default)]
 pub struct Services {
-    pub(super) frontends: Map<FrontendKey, ServicePort>,
-    /// Every address that is some frontend's: on other ports it refuses.
+    pub(super) frontends: Map<FrontendKey, Frontend>,
+    /// Every address that is some Service's own: on other ports it refuses.
     pub(super) addresses: Map<Addr, ()>,
     pub(super) backends: usize,
+    /// Of every backend that has not gone for good. See [`super::standing`].
+    pub(super) standings: Map<Id, Standing>,
 }
 
 /// Where a frontend is reached. Node ports have no address of their own, and an entry for each family.
@@ -52,26 +59,34 @@ impl FrontendKey {
     }
 }
 
-/// One port of a Service, as one of its frontends leads to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a frontend is, and where it leads.
+#[derive(Clone, Debug)]
+pub(super) struct Frontend {
+    pub kind: FrontendKind,
+    /// Shared by the frontends of the port that have the same family.
+    pub port: Arc<ServicePort>,
+}
+
+/// One port of a Service, with its backends of one family: a flow stays within its family.
+///
+/// Aligned, so that the reference count, which the publisher writes, is on no line that workers read.
+#[derive(Clone, Debug, Default)]
+#[repr(align(64))]
 pub struct ServicePort {
     /// Its number, for flows.
     pub id: Id,
-    /// What kind of frontend has led here.
-    pub(super) kind: FrontendKind,
-    /// Those of the frontend's family: a flow stays within its family. Shared by the frontends of the port.
-    pub(super) backends: Arc<[Backend]>,
-}
-
-/// A backend, compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Backend {
-    /// Its number, for flows.
-    pub id: Id,
-    /// Its address.
-    pub address: Addr,
-    /// Its port.
-    pub port: u16,
+    /// Milliseconds for which a client keeps its backend; 0: it has none to keep.
+    pub(super) affinity: u32,
+    /// Whether a hash of the connection chooses, and not chance.
+    pub(super) is_hashed: bool,
+    pub(super) external_local: bool,
+    pub(super) internal_local: bool,
+    /// Those that new connections may go to, wherever they are.
+    pub(super) cluster: Backends,
+    /// The same of this node.
+    pub(super) local: Backends,
+    /// Who may use its load balancer addresses; empty: everyone.
+    pub(super) source_ranges: Box<[Prefix]>,
 }
 
 /// What the packet's destination is among the Services.
@@ -85,17 +100,44 @@ pub enum Found<'a> {
     Port(&'a ServicePort, FrontendKind),
 }
 
+/// Where a client of a Service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is a pod of this node.
+    Pod,
+    /// It is this node itself.
+    Host,
+    /// It is on another node, and its packets came through the tunnel.
+    OtherNode,
+    /// Its packets came from the network.
+    Outside,
+}
+
+/// The backends that a client may get.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection<'a> {
+    /// Never empty.
+    pub backends: &'a Backends,
+    /// Whether they are those of this node only.
+    pub local: bool,
+    /// Whether the client's address has to be masqueraded, whichever it gets.
+    pub masquerade: bool,
+}
+
 impl Services {
-    /// What the key's destination is; `to_node`: it is an address of this node, so node ports count.
+    /// What the key's destination is; `to_node`: it is an address of this node, so node ports count, and what is no
+    /// frontend is the node's.
     #[inline]
     pub fn find(&self, key: &Key, to_node: bool) -> Found<'_> {
-        if let Some(port) = self.frontends.get(&FrontendKey::of(key)) {
-            return Found::Port(port, port.kind);
+        let mut frontend = self.frontends.get(&FrontendKey::of(key));
+        if to_node {
+            frontend = frontend.or_else(|| self.frontends.get(&FrontendKey::node_port(key)));
         }
-        if to_node && let Some(port) = self.frontends.get(&FrontendKey::node_port(key)) {
-            return Found::Port(port, port.kind);
+        match frontend {
+            Some(Frontend { kind, port }) => Found::Port(port, *kind),
+            None if !to_node && self.has_address(&key.dst) => Found::WrongPort,
+            None => Found::Nothing,
         }
-        if self.has_address(&key.dst) { Found::WrongPort } else { Found::Nothing }
     }
 
     /// Asks for the memory that [`Services::find`] will read of a frontend.
@@ -104,35 +146,87 @@ impl Services {
         self.frontends.prefetch(&FrontendKey::of(key));
     }
 
-    /// Whether some frontend has this address, on whatever port.
+    /// Whether a Service has this address for its own, on whatever port.
     #[inline]
     pub fn has_address(&self, address: &Addr) -> bool {
         self.addresses.contains_key(address)
     }
 
-    /// Number of backends.
+    /// How things stand with a backend, also one that no new connection may go to.
+    pub fn standing(&self, backend: Id) -> Standing {
+        self.standings.get(&backend).copied().unwrap_or(Standing::Gone)
+    }
+
+    /// Number of backends, also of those that get no new connections.
     pub fn backends(&self) -> usize {
         self.backends
     }
 }
 
+impl Found<'_> {
+    /// Asks for the memory that choosing a backend will read first.
+    #[inline]
+    pub fn prefetch(&self) {
+        if let Found::Port(port, _) = self {
+            prefetch::read(*port);
+            prefetch::read(&raw const port.local);
+        }
+    }
+}
+
 impl ServicePort {
-    /// A backend of the family, any with the same chance; `random` is uniform over its 32 bits.
+    /// Which backends a client of a frontend of this kind may get.
+    ///
+    /// What comes to a ClusterIP is *internal*, what comes to any other address of a Service *external*, and each has its
+    /// traffic policy. To an external address whose policy is Local, this node's own pods and processes go as if they
+    /// were outside, at a load balancer that may send them anywhere. Masqueraded is what could be sent on to another node
+    /// whose replies would not come back here: external traffic under Cluster, what comes from outside to a ClusterIP, and
+    /// the node's own. (proxier.go: `internalTrafficChain`, `externalTrafficChain`, `firewallChain`.) The host port of a
+    /// pod is the pod's, and sees its clients' addresses (containernetworking/plugins, `portmap`).
+    ///
+    /// `client` is its address; of this node the one on the uplink, whatever it speaks from.
+    ///
+    /// # Errors
+    /// Why it gets none. Only for [`DropReason::NoBackend`] is it told so.
     #[inline]
-    pub fn choose(&self, v6: bool, random: u32) -> Option<&Backend> {
-        self.backends.get(self.index(random)).filter(|backend| backend.address.is_v4() != v6)
+    pub fn select(
+        &self,
+        kind: FrontendKind,
+        origin: Origin,
+        client: &Addr,
+    ) -> Result<Selection<'_>, DropReason> {
+        if kind == FrontendKind::LoadBalancer && !self.admits(client) {
+            return Err(DropReason::SourceRange);
+        }
+        let here = matches!(origin, Origin::Pod | Origin::Host);
+        let (local, masquerade) = match kind {
+            FrontendKind::ClusterIp => (self.internal_local, origin == Origin::Outside),
+            FrontendKind::HostPort => (false, origin == Origin::Host),
+            _ if !self.external_local => (false, true),
+            _ => (!here, origin == Origin::Host),
+        };
+        let backends = if local { &self.local } else { &self.cluster };
+        if !backends.is_empty() {
+            return Ok(Selection { backends, local, masquerade });
+        }
+        Err(if self.cluster.is_empty() { DropReason::NoBackend } else { DropReason::NoLocalBackend })
     }
 
-    /// Asks for the memory of the backend that [`ServicePort::choose`] will choose.
+    /// For how many milliseconds a client keeps its backend; `None`: each of its connections gets any.
     #[inline]
-    pub fn prefetch(&self, random: u32) {
-        prefetch::read(self.backends.as_ptr().wrapping_add(self.index(random)));
+    pub fn affinity(&self) -> Option<u32> {
+        (self.affinity > 0).then_some(self.affinity)
     }
 
-    /// Multiply and shift: no division, no bias that matters at these sizes.
-    #[inline(always)]
-    fn index(&self, random: u32) -> usize {
-        ((u64::from(random) * self.backends.len() as u64) >> 32) as usize
+    /// Whether [`maglev::hash`](super::maglev::hash) of the client is what [`Backends::choose`] takes, and not chance.
+    #[inline]
+    pub fn is_hashed(&self) -> bool {
+        self.is_hashed
+    }
+
+    /// Whether a client is in the Service's source ranges.
+    pub fn admits(&self, client: &Addr) -> bool {
+        self.source_ranges.is_empty() || self.source_ranges.iter().any(|range| range.contains(client))
     }
 }
 
@@ -141,71 +235,153 @@ pub fn port_name(service: &str, port: &str, proto: u8) -> String {
     format!("{service}:{port}/{proto}")
 }
 
-/// The name under which a service port's backend is numbered.
-pub fn backend_name(port_name: &str, address: Addr, port: u16) -> String {
-    format!("{port_name} {address} {port}")
+/// The name under which a service port's backend is numbered. The pod is part of it: another one with the same address
+/// is another backend, which is not to get the connections of the one before.
+pub fn backend_name(port_name: &str, backend: &objects::Backend) -> String {
+    let objects::Backend { address, port, pod, .. } = backend;
+    format!("{port_name} {address} {port} {pod}")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::super::build::Builder;
     use super::super::neighbours::Neighbours;
-    use super::super::objects::{self, Object};
+    use super::super::objects::{self, Object, Usable};
     use super::*;
 
-    fn service(backends: usize) -> Services {
-        let addr = |n: u8| Addr::v4([10, 0, 0, n]);
-        let service = objects::Service {
-            name: "shop/web".into(),
-            ports: vec![objects::ServicePort {
-                name: "http".into(),
-                proto: 6,
-                frontends: vec![
-                    objects::Frontend::new(FrontendKind::ClusterIp, Some(addr(200)), 80),
-                    objects::Frontend::new(FrontendKind::NodePort, None, 30080),
-                ],
-                backends: (0..backends).map(|n| objects::Backend::new(addr(n as u8), 8080)).collect(),
-            }],
-            ..objects::Service::default()
+    fn addr(n: u8) -> Addr {
+        Addr::v4([10, 0, 0, n])
+    }
+
+    /// The Service with an address and a node port, with backends that are usable everywhere, or here.
+    fn services(service: objects::Service, backends: &[(Usable, Usable)]) -> Services {
+        use FrontendKind::{ClusterIp, HostPort, LoadBalancer, NodePort};
+        let backend = |(n, (cluster, local)): (usize, &(Usable, Usable))| objects::Backend {
+            cluster: *cluster,
+            local: *local,
+            ..objects::Backend::new(addr(n as u8), 8080)
         };
+        let frontends =
+            [(ClusterIp, Some(addr(200)), 80), (NodePort, None, 30080), (LoadBalancer, Some(addr(201)), 80)];
+        let frontends = frontends.into_iter().chain([(HostPort, Some(addr(202)), 81)]);
+        let port = objects::ServicePort {
+            name: "http".into(),
+            proto: 6,
+            frontends: frontends
+                .map(|(kind, address, port)| objects::Frontend::new(kind, address, port))
+                .collect(),
+            backends: backends.iter().enumerate().map(backend).collect(),
+        };
+        let service = objects::Service { name: "shop/web".into(), ports: vec![port], ..service };
         let mut builder = Builder::default();
         builder.change(vec![Object::Service(service)], &[]);
         builder.build(&Neighbours::default()).services.clone()
     }
 
-    fn key(dst: [u8; 4], dport: u16) -> Key {
-        Key { dst: Addr::v4(dst), dport, proto: 6, ..Key::default() }
+    fn key(dst: Addr, dport: u16) -> Key {
+        Key { dst, dport, proto: 6, ..Key::default() }
     }
+
+    const HERE: (Usable, Usable) = (Usable::Chosen, Usable::Chosen);
+    const THERE: (Usable, Usable) = (Usable::Chosen, Usable::OtherNode);
+    const NOWHERE: (Usable, Usable) = (Usable::NotReady, Usable::NotReady);
 
     #[test]
     fn frontends_are_found_by_address_port_and_protocol() {
-        let services = service(1);
-        assert!(matches!(
-            services.find(&key([10, 0, 0, 200], 80), false),
-            Found::Port(_, FrontendKind::ClusterIp)
-        ));
-        assert!(matches!(services.find(&key([10, 0, 0, 200], 81), false), Found::WrongPort));
-        let udp = Key { proto: 17, ..key([10, 0, 0, 200], 80) };
-        assert!(matches!(services.find(&udp, false), Found::WrongPort));
-        assert!(matches!(
-            services.find(&key([192, 0, 2, 1], 30080), true),
-            Found::Port(_, FrontendKind::NodePort)
-        ));
-        assert!(matches!(services.find(&key([192, 0, 2, 9], 30080), false), Found::Nothing));
+        let services = services(objects::Service::default(), &[HERE]);
+        let find = |key: &Key, to_node| match services.find(key, to_node) {
+            Found::Port(_, kind) => Ok(kind),
+            Found::WrongPort => Err(true),
+            Found::Nothing => Err(false),
+        };
+        assert_eq!(find(&key(addr(200), 80), false), Ok(FrontendKind::ClusterIp));
+        assert_eq!(find(&key(addr(200), 81), false), Err(true));
+        assert_eq!(find(&Key { proto: 17, ..key(addr(200), 80) }, false), Err(true));
+        let node = Addr::v4([192, 0, 2, 1]);
+        assert_eq!(find(&key(node, 30080), true), Ok(FrontendKind::NodePort));
+        assert_eq!(find(&key(node, 30080), false), Err(false));
+        // A Service may have the node's own address; its other ports are the node's then.
+        assert_eq!(find(&key(addr(201), 80), true), Ok(FrontendKind::LoadBalancer));
+        assert_eq!(find(&key(addr(201), 22), true), Err(false));
+        // A host port makes its address nobody's but the host's.
+        assert_eq!(find(&key(addr(202), 81), false), Ok(FrontendKind::HostPort));
+        assert_eq!(find(&key(addr(202), 82), false), Err(false));
+    }
+
+    /// What each kind of client gets at an address of this kind: "local" or "cluster" backends, masqueraded or not.
+    fn outcomes(services: &Services, dst: Addr, dport: u16) -> [String; 4] {
+        let Found::Port(port, kind) = services.find(&key(dst, dport), true) else { panic!("not found") };
+        [Origin::Pod, Origin::Host, Origin::OtherNode, Origin::Outside].map(|origin| {
+            match port.select(kind, origin, &addr(1)) {
+                Ok(selection) => {
+                    let which = if selection.local { "local" } else { "cluster" };
+                    let expected = if selection.local { &port.local } else { &port.cluster };
+                    assert_eq!(selection.backends.list(), expected.list());
+                    format!("{which}{}", if selection.masquerade { ", masqueraded" } else { "" })
+                }
+                Err(reason) => reason.label().into(),
+            }
+        })
     }
 
     #[test]
-    fn every_backend_is_chosen_about_as_often() {
-        let services = service(3);
-        let Found::Port(port, _) = services.find(&key([10, 0, 0, 200], 80), false) else { panic!() };
-        let mut counts = HashMap::new();
-        for n in 0..3000u32 {
-            *counts.entry(port.choose(false, n.wrapping_mul(0x9e37_79b9)).unwrap().id).or_insert(0) += 1;
+    fn kube_proxys_rules_one_by_one() {
+        let policies = |external_local, internal_local| objects::Service {
+            external_local,
+            internal_local,
+            ..objects::Service::default()
+        };
+        let (cluster_ip, load_balancer) = ((addr(200), 80), (addr(201), 80));
+        let node_port = (Addr::v4([192, 0, 2, 1]), 30080);
+        let host_port = (addr(202), 81);
+        let at = |services: &Services, (dst, dport): (Addr, u16)| outcomes(services, dst, dport);
+
+        let cluster = services(policies(false, false), &[THERE, HERE]);
+        assert_eq!(at(&cluster, cluster_ip), ["cluster", "cluster", "cluster", "cluster, masqueraded"]);
+        assert_eq!(at(&cluster, node_port), ["cluster, masqueraded"; 4]);
+        assert_eq!(at(&cluster, load_balancer), ["cluster, masqueraded"; 4]);
+        assert_eq!(at(&cluster, host_port), ["cluster", "cluster, masqueraded", "cluster", "cluster"]);
+
+        let local = services(policies(true, true), &[THERE, HERE]);
+        assert_eq!(at(&local, cluster_ip), ["local", "local", "local", "local, masqueraded"]);
+        for external in [node_port, load_balancer] {
+            assert_eq!(at(&local, external), ["cluster", "cluster, masqueraded", "local", "local"]);
         }
-        assert_eq!(counts.len(), 3);
-        assert!(counts.values().all(|count| (900..1100).contains(count)), "{counts:?}");
-        assert!(port.choose(true, 0).is_none(), "no backend of the other family");
+
+        let elsewhere = services(policies(true, true), &[THERE]);
+        assert_eq!(at(&elsewhere, cluster_ip), ["no_local_backend"; 4]);
+        for external in [node_port, load_balancer] {
+            let expected = ["cluster", "cluster, masqueraded", "no_local_backend", "no_local_backend"];
+            assert_eq!(at(&elsewhere, external), expected);
+        }
+
+        let nowhere = services(policies(true, true), &[NOWHERE]);
+        for frontend in [cluster_ip, node_port, load_balancer, host_port] {
+            assert_eq!(at(&nowhere, frontend), ["no_backend"; 4]);
+        }
+    }
+
+    #[test]
+    fn source_ranges_are_of_load_balancer_addresses_and_of_one_family() {
+        let ranges = ["198.51.100.0/24", "10.0.0.0/31"].map(|range| range.parse().unwrap());
+        let service = objects::Service { source_ranges: ranges.to_vec(), ..objects::Service::default() };
+        let services = services(service, &[HERE]);
+        let port = |address, port| match services.find(&key(address, port), false) {
+            Found::Port(port, kind) => (port, kind),
+            _ => panic!("not found"),
+        };
+        let (balancer, kind) = port(addr(201), 80);
+        let allowed = |client: Addr| balancer.select(kind, Origin::Outside, &client).err();
+        assert_eq!(allowed(Addr::v4([198, 51, 100, 7])), None);
+        assert_eq!(allowed(addr(1)), None);
+        assert_eq!(allowed(addr(2)), Some(DropReason::SourceRange));
+        let (cluster_ip, kind) = port(addr(200), 80);
+        assert!(cluster_ip.select(kind, Origin::Outside, &addr(2)).is_ok());
+        // Ranges of the one family say nothing about the other.
+        let ranges = vec!["2001:db8::/32".parse().unwrap()];
+        let service = objects::Service { source_ranges: ranges, ..objects::Service::default() };
+        let services = self::services(service, &[HERE]);
+        let Found::Port(port, kind) = services.find(&key(addr(201), 80), false) else { panic!("not found") };
+        assert!(port.select(kind, Origin::Outside, &addr(2)).is_ok());
     }
 }

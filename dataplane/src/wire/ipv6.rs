@@ -79,31 +79,67 @@ pub struct Transport {
     pub proto: u8,
     /// Its offset, from where the walk's bytes start.
     pub offset: usize,
-    /// Whether a fragment header that makes it a real fragment was passed.
-    pub fragment: bool,
+    /// The fragment header that was passed, if it is one of a real fragment.
+    pub fragment: Option<Fragment>,
+    /// What a fragment is a part of begins here, right behind its fragment header; else as `offset`.
+    pub payload: usize,
+}
+
+/// Bytes of a fragment header.
+pub const FRAGMENT_LEN: usize = 8;
+
+/// What a fragment header says (RFC 8200, 4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// The offset of the fragment, in units of 8 bytes.
+    pub offset: u16,
+    /// Whether more follow.
+    pub more: bool,
+    /// Names the datagram that the fragment belongs to.
+    pub id: u32,
 }
 
 /// Walks the extension headers of `packet`, from the fixed header on.
 ///
 /// `packet` starts at the IPv6 header and ends where its payload length says. A fragment header with offset
-/// 0 and no more fragments (an "atomic fragment", RFC 6946) is passed as if it were not there; in other
-/// fragments the walk ends at the fragment header. `None` if a header is truncated or there are too many.
+/// 0 and no more fragments (an "atomic fragment", RFC 6946) is passed as if it were not there. In a first fragment
+/// the walk goes on behind the header, in a later one it ends there: what follows is the midst of something. `None`
+/// if a header is truncated, there are too many, or a fragment is in a fragment.
 #[inline]
 pub fn transport(packet: &[u8]) -> Option<Transport> {
     let mut next = *packet.get(6)?;
     let mut offset = HEADER_LEN;
+    let (mut fragment, mut payload) = (None, None);
     for _ in 0..=MAX_EXTENSIONS {
         let len = match next {
             HOP_BY_HOP | ROUTING | DEST_OPTIONS => 8 + usize::from(*packet.get(offset + 1)?) * 8,
             AUTH => 8 + usize::from(*packet.get(offset + 1)?) * 4,
             FRAGMENT => {
                 let header = packet.get(offset..offset + 8)?;
-                if u16::from_be_bytes([header[2], header[3]]) & 0xfff9 != 0 {
-                    return Some(Transport { proto: header[0], offset: offset + 8, fragment: true });
+                let word = u16::from_be_bytes([header[2], header[3]]);
+                if word & 0xfff9 != 0 {
+                    if fragment.is_some() {
+                        return None;
+                    }
+                    let id = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+                    let found = Fragment { offset: word >> 3, more: word & 1 != 0, id };
+                    fragment = Some(found);
+                    let behind = offset + 8;
+                    payload = Some(behind);
+                    if found.offset != 0 {
+                        return Some(Transport {
+                            proto: header[0],
+                            offset: behind,
+                            fragment,
+                            payload: behind,
+                        });
+                    }
                 }
                 8
             }
-            proto => return Some(Transport { proto, offset, fragment: false }),
+            proto => {
+                return Some(Transport { proto, offset, fragment, payload: payload.unwrap_or(offset) });
+            }
         };
         next = *packet.get(offset)?;
         offset += len;
@@ -127,19 +163,27 @@ mod tests {
 
     #[test]
     fn extension_headers_are_walked_to_the_transport_header() {
-        let udp = Transport { proto: 17, offset: 40, fragment: false };
+        let udp = Transport { proto: 17, offset: 40, fragment: None, payload: 40 };
         assert_eq!(transport(&packet(17, &[0; 8])), Some(udp));
         // Hop-by-hop (8 bytes), then destination options (16 bytes), then UDP.
         let mut rest = vec![DEST_OPTIONS, 0, 0, 0, 0, 0, 0, 0, 17, 1];
         rest.resize(24 + 8, 0);
-        assert_eq!(transport(&packet(HOP_BY_HOP, &rest)), Some(Transport { offset: 64, ..udp }));
+        assert_eq!(transport(&packet(HOP_BY_HOP, &rest)), Some(Transport { offset: 64, payload: 64, ..udp }));
         // An atomic fragment is no fragment; another is.
         assert_eq!(
             transport(&packet(FRAGMENT, &[17, 0, 0, 0, 0, 0, 0, 1])),
-            Some(Transport { offset: 48, ..udp })
+            Some(Transport { offset: 48, payload: 48, ..udp })
         );
         let later = transport(&packet(FRAGMENT, &[17, 0, 0, 8, 0, 0, 0, 1])).unwrap();
-        assert!(later.fragment);
+        assert_eq!(later.fragment, Some(Fragment { offset: 1, more: false, id: 1 }));
+        // Behind the header of a first fragment the walk goes on, but not into another fragment.
+        let mut rest = vec![DEST_OPTIONS, 0, 0, 1, 0, 0, 0, 7, 17, 0, 0, 0, 0, 0, 0, 0];
+        let first = Some(Fragment { offset: 0, more: true, id: 7 });
+        let found = Transport { offset: 56, fragment: first, payload: 48, ..udp };
+        assert_eq!(transport(&packet(FRAGMENT, &rest)), Some(found));
+        rest[0] = FRAGMENT;
+        rest[8..12].copy_from_slice(&[17, 0, 0, 8]);
+        assert_eq!(transport(&packet(FRAGMENT, &rest)), None);
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl AfXdp {
     /// Stops the worker, and finds every chunk: in the pool, or in a ring of a port.
     fn stop(self) {
         let mut worker = self.worker.stop().unwrap();
-        let mut found = worker.pool.available();
+        let mut found = worker.frames_at_hand();
         for id in PORTS {
             found += worker.port_mut(id).unwrap().counts().total();
         }

@@ -210,12 +210,6 @@ fn refused() -> Vec<Row> {
             ),
             UnsupportedEtherType,
         ),
-        bad("with a fragment inside", in_tunnel(inner(1227).fragment(0, true)), Fragment),
-        bad(
-            "with a fragment for the node inside",
-            in_tunnel(inner(1227).to("192.0.2.1:1").fragment(0, true)),
-            Fragment,
-        ),
         bad("with a loopback source inside", in_tunnel(inner(1228).from("127.0.0.1:1228")), Martian),
         bad("with a multicast destination inside", in_tunnel(inner(1228).to("224.0.0.1:1")), Multicast),
         bad(

@@ -4,6 +4,7 @@ use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::tables::build::UplinkRoutes;
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, POD_MTU, VNI, WEB, vtep_mac};
+use wirelane_tests::fragments::{cut, mend};
 use wirelane_tests::packet::*;
 
 use super::link::{self, Link};
@@ -252,10 +253,41 @@ fn sizes() -> Vec<Row> {
                 TooBig,
                 too_big(MTU as u32, &outside_v6(1652).ip_len(1500)).from("2001:db8::1").to_net(254),
             ),
-        row("larger than the pod takes, and might be fragmented, which is not done")
+        row("larger than the pod takes, and may be cut: in two pieces")
             .input(UPLINK_PORT, outside(1653).may_fragment().ip_len(1500))
             .begins(NEW)
-            .drops(TooBig),
+            .forwards_all(WEB, {
+                let whole = outside(1653).may_fragment().ip_len(1500).hop().to_pod(WEB);
+                // A multiple of 8 that fits beside the header.
+                cut(&whole.bytes(), 1408, 0)
+            }),
+        row("larger than the tunnel takes, and may be cut: each piece in its own packet")
+            .input(UPLINK_PORT, outside(1659).to("192.0.2.1:30081").may_fragment().ip_len(1500))
+            .begins(NEW)
+            .forwards_all(UPLINK_PORT, {
+                let (src, dst) = (vtep_mac("192.0.2.1"), vtep_mac("192.0.2.2"));
+                let inner = outside(1659).from("10.244.1.1:1659").to("10.244.2.10:8080").may_fragment();
+                let pieces = cut(&inner.ip_len(1500).hop().link(src, dst).bytes(), 1408, 0);
+                let outer = || udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum();
+                pieces.into_iter().map(|piece| outer().vxlan(VNI, piece).to_net(2).bytes()).collect()
+            }),
+        row("a fragment that is larger than the pod takes: cut once more")
+            .input(UPLINK_PORT, {
+                let whole = outside(1660).may_fragment().ip_len(3000);
+                cut(&whole.bytes(), 1480, 1660)[0].clone()
+            })
+            .begins(&["parse", "conntrack", "service", "policy", "fragment", "forward"])
+            .forwards_all(WEB, {
+                let whole = outside(1660).may_fragment().ip_len(3000).hop().to_pod(WEB);
+                let first = cut(&whole.bytes(), 1408, 1660)[0].clone();
+                let second = cut(&whole.bytes(), 8, 1660);
+                // The 72 bytes that are left of the first 1480.
+                let rest = second[176..185].iter().flat_map(|piece| piece[34..].to_vec());
+                let mut piece = [second[176][..34].to_vec(), rest.collect()].concat();
+                piece[16..18].copy_from_slice(&92u16.to_be_bytes());
+                mend(&mut piece[14..34]);
+                vec![first, piece]
+            }),
         row("larger than a NodePort's backend takes")
             .input(UPLINK_PORT, outside(1654).to("192.0.2.1:30080").ip_len(1500))
             .begins(NEW)

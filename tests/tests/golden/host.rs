@@ -27,7 +27,6 @@ fn not_ours() -> Vec<Row> {
             .input(UPLINK_PORT, ping(1702).from("198.51.100.7").to("192.0.2.1").from_net(254))
             .via(TO_SERVICE)
             .to_host(),
-        row("a fragment to the node").input(UPLINK_PORT, ssh().fragment(0, true)).to_host(),
         row("another kind of frame")
             .input(UPLINK_PORT, frame(neighbour_mac(9), UPLINK_MAC, 0x88cc, &[7; 50]))
             .to_host(),

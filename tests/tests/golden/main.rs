@@ -8,7 +8,9 @@
 mod af_xdp;
 mod conntrack;
 mod decap;
+mod endings;
 mod forward;
+mod fragments;
 mod host;
 mod memory;
 mod parse;
@@ -79,6 +81,8 @@ enum Step {
 enum Expected {
     /// It leaves by this port, as this frame.
     Forward(PortId, Vec<u8>),
+    /// It leaves by this port in several pieces.
+    ForwardAll(PortId, Vec<Vec<u8>>),
     /// It is answered: this frame leaves by the port that it came by.
     Reply(Vec<u8>),
     /// It is dropped.
@@ -143,8 +147,19 @@ impl Row {
         self.via(stages)
     }
 
+    /// A flow ends with it.
+    fn ends_flow(mut self) -> Row {
+        self.flows = -1;
+        self
+    }
+
     fn forwards(mut self, port: PortId, packet: impl Into<Vec<u8>>) -> Row {
         self.verdict = Expected::Forward(port, packet.into());
+        self
+    }
+
+    fn forwards_all(mut self, port: PortId, frames: Vec<Vec<u8>>) -> Row {
+        self.verdict = Expected::ForwardAll(port, frames);
         self
     }
 
@@ -201,6 +216,7 @@ impl Row {
         let (port, frame) = self.input.as_ref().expect("a row has a packet");
         match &self.verdict {
             Expected::Forward(port, frame) => vec![(*port, normal(frame))],
+            Expected::ForwardAll(port, frames) => frames.iter().map(|frame| (*port, normal(frame))).collect(),
             Expected::Reply(frame) | Expected::Refuse(_, frame) => vec![(*port, normal(frame))],
             Expected::Host => vec![(HOST_PORT, for_host(frame))],
             Expected::Drop(_) => vec![],
@@ -335,9 +351,11 @@ fn rows() -> Vec<Row> {
         parse::rows(),
         decap::rows(),
         conntrack::rows(),
+        endings::rows(),
         service::rows(),
         policy::rows(),
         forward::rows(),
+        fragments::rows(),
         host::rows(),
     ]
     .into_iter()

@@ -13,6 +13,9 @@ const WITHOUT_ROW: &[(DropReason, &str)] = &[
     (DropReason::PodLimit, "needs a limit: many.rs"),
     (DropReason::SourceLimit, "needs a limit: many.rs"),
     (DropReason::TransmitFull, "the worker's, with a ring that is full: many.rs"),
+    (DropReason::FragmentTimeout, "needs half a minute: fragments.rs"),
+    (DropReason::FragmentOverflow, "needs very many packets: fragments.rs"),
+    (DropReason::NoSpareFrame, "needs more large packets at once than there are frames lent: fragments.rs"),
     (DropReason::NoHeadroom, "every port leaves room for all headers: none can be missing"),
 ];
 

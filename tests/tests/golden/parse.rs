@@ -214,13 +214,6 @@ fn not_carried() -> Vec<Row> {
         ),
         bad("LLDP from a pod", frame(POD, GATEWAY_MAC, 0x88cc, &[0; 50]), UnsupportedEtherType),
         bad("VLAN from a pod", frame(POD, GATEWAY_MAC, 0x8100, &[0; 50]), UnsupportedEtherType),
-        bad("the first fragment", good().fragment(0, true), Fragment),
-        bad("a later fragment", good().fragment(1480, false), Fragment),
-        bad("a fragment, IPv6", good_v6().fragment(0, true), Fragment),
-        bad("a later fragment, IPv6", good_v6().fragment(1232, false), Fragment),
-        row("a fragment from the network to a pod")
-            .input(UPLINK_PORT, from_net("192.0.2.100:9", "10.244.1.10:80").fragment(0, true))
-            .drops(Fragment),
         bad("another pod's address", good().from("10.244.1.11:1100"), SpoofedSource),
         bad("another pod's address, IPv6", good_v6().from("[fd00:244:1::11]:1100"), SpoofedSource),
         bad("the node's address", good().from("192.0.2.1:1100"), SpoofedSource),

@@ -10,10 +10,10 @@ use wirelane_dataplane::batch::{Key, PortId};
 use wirelane_dataplane::tables::build::{Builder, PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::objects::{
-    Backend, Frontend, FrontendKind, LocalNode, Node, Object, ObjectKey, Pod, Service, ServicePort,
+    Backend, Frontend, FrontendKind, LocalNode, Node, Object, ObjectKey, Pod, Service, ServicePort, Usable,
 };
 use wirelane_dataplane::tables::route::{Route, host_prefix};
-use wirelane_dataplane::tables::services::{Found, backend_name, port_name};
+use wirelane_dataplane::tables::services::{Found, Origin, backend_name, port_name};
 use wirelane_dataplane::tables::{FIRST_POD_PORT, PortKind, Tables};
 use wirelane_dataplane::wire::Addr;
 use wirelane_dataplane::wire::ethernet::GATEWAY_MAC;
@@ -66,20 +66,21 @@ fn few<T: std::fmt::Debug>(of: impl Strategy<Value = T>) -> impl Strategy<Value 
 }
 
 fn service() -> impl Strategy<Value = Object> {
-    let frontend = (prop::option::weighted(0.7, address()), 0..PORTS.len(), 0..3usize).prop_map(
-        |(address, port, kind)| Frontend {
-            kind: match address {
-                None => FrontendKind::NodePort,
-                Some(_) => {
-                    [FrontendKind::ClusterIp, FrontendKind::ExternalIp, FrontendKind::LoadBalancer][kind]
-                }
-            },
-            address,
-            port: PORTS[port],
-            announced: false,
+    use FrontendKind::{ClusterIp, ExternalIp, HostPort, LoadBalancer, NodePort};
+    let frontend = (prop::option::weighted(0.7, address()), 0..PORTS.len(), 0..4usize).prop_map(
+        |(address, port, kind)| {
+            let kinds = if address.is_some() {
+                [ClusterIp, ExternalIp, LoadBalancer, HostPort]
+            } else {
+                [NodePort, NodePort, NodePort, HostPort]
+            };
+            Frontend::new(kinds[kind], address, PORTS[port])
         },
     );
-    let backend = (address(), 1u16..3).prop_map(|(address, port)| Backend::new(address, port));
+    let usable = || prop::sample::select(vec![Usable::Chosen, Usable::NotReady]);
+    let backend = (address(), 1u16..3, usable(), usable()).prop_map(|(address, port, cluster, local)| {
+        Backend { cluster, local, ..Backend::new(address, port) }
+    });
     let port = (0..PROTOCOLS.len(), few(frontend), few(backend)).prop_map(|(proto, frontends, backends)| {
         ServicePort { name: "http".into(), proto: PROTOCOLS[proto], frontends, backends }
     });
@@ -211,9 +212,10 @@ fn answers(tables: &Tables, builder: &Builder) -> Vec<String> {
             Found::Nothing => "nothing".into(),
             Found::WrongPort => "wrong port".into(),
             Found::Port(port, kind) => {
-                let chosen = (0..=255u32).filter_map(|n| port.choose(!key.dst.is_v4(), n << 24));
-                let backends: BTreeSet<&str> = chosen.map(|backend| name(backend.id)).collect();
-                format!("{} {kind:?} {backends:?}", name(port.id))
+                let chosen = port.select(kind, Origin::Outside, &addr(0));
+                let backends = chosen.map(|selection| selection.backends.list());
+                let backends = backends.unwrap_or_default().iter().map(|backend| name(backend.id));
+                format!("{} {kind:?} {:?}", name(port.id), backends.collect::<BTreeSet<_>>())
             }
         });
     }
@@ -276,14 +278,29 @@ impl Model<'_> {
         let any_port = found(Some(key.dst)).or_else(|| found(None).filter(|_| to_node));
         if let Some((service, port, frontend)) = any_port {
             let name = port_name(&service.name, &port.name, port.proto);
-            let backends = port.backends.iter();
+            let backends = port.backends.iter().filter(|backend| backend.cluster == Usable::Chosen);
             let backends = backends.filter(|backend| backend.address.is_v4() == key.dst.is_v4());
-            let backends: BTreeSet<String> =
-                backends.map(|backend| backend_name(&name, backend.address, backend.port)).collect();
+            let backends: BTreeSet<String> = backends.map(|backend| backend_name(&name, backend)).collect();
             return format!("{name} {:?} {backends:?}", frontend.kind);
         }
-        let known = self.frontends().any(|(_, _, frontend)| frontend.address == Some(key.dst));
-        if known { "wrong port" } else { "nothing" }.into()
+        if self.is_own_address(&key.dst) && !to_node { "wrong port" } else { "nothing" }.into()
+    }
+
+    /// Whether an address is some Service's own. Who has a frontend says what kind it is.
+    fn is_own_address(&self, address: &Addr) -> bool {
+        self.owners()
+            .any(|frontend| frontend.address == Some(*address) && frontend.kind != FrontendKind::HostPort)
+    }
+
+    /// Each frontend as the first Service has it that claims it.
+    fn owners(&self) -> impl Iterator<Item = &Frontend> {
+        self.frontends().filter_map(|(service, port, frontend)| {
+            let same = |(_, other, same): &(&Service, &ServicePort, &Frontend)| {
+                (same.address, same.port, other.proto) == (frontend.address, frontend.port, port.proto)
+            };
+            let (owner, _, first) = self.frontends().find(same)?;
+            (owner.name == service.name && std::ptr::eq(first, frontend)).then_some(frontend)
+        })
     }
 
     fn pod(&self, name: &str) -> Option<&Pod> {
@@ -327,7 +344,7 @@ impl Model<'_> {
                 routes.extend(node.pod_cidrs.iter().map(|net| (*net, format!("tunnel to {}", node.name))));
             }
         }
-        let service = self.frontends().filter_map(|(_, _, frontend)| frontend.address);
+        let service = (0..ADDRESSES.len()).map(addr).filter(|address| self.is_own_address(address));
         routes.extend(service.map(|address| (host_prefix(address), debug(Route::Service))));
         let own = self.local().addresses.iter().copied().chain(self.local().gateways());
         routes.extend(own.map(|address| (host_prefix(address), debug(Route::Host))));
@@ -342,20 +359,20 @@ impl Model<'_> {
         let local = self.local();
         let mut prefixes: BTreeSet<IpNet> = local.pod_cidrs.iter().copied().collect();
         let mut node_ports = BTreeSet::new();
-        for (service, port, frontend) in self.frontends() {
-            match frontend.address {
-                None => _ = node_ports.insert((frontend.port, port.proto)),
-                Some(address) => {
-                    // Who has a frontend says what kind it is.
-                    let first = self.frontends().find(|(_, other, same)| {
-                        (same.address, same.port, other.proto)
-                            == (frontend.address, frontend.port, port.proto)
-                    });
-                    let (owner, ..) = first.unwrap();
-                    let kind = first.unwrap().2.kind;
-                    if owner.name == service.name && kind != FrontendKind::ClusterIp {
+        for (_, port, frontend) in self.frontends() {
+            if frontend.address.is_none() {
+                node_ports.insert((frontend.port, port.proto));
+            }
+            for owner in self.owners().filter(|owner| std::ptr::eq(*owner, frontend)) {
+                match owner.address {
+                    Some(_) if owner.kind == FrontendKind::ClusterIp => {}
+                    Some(address) if local.addresses.contains(&address) => {
+                        node_ports.insert((frontend.port, port.proto));
+                    }
+                    Some(address) if owner.kind != FrontendKind::HostPort => {
                         prefixes.insert(host_prefix(address));
                     }
+                    _ => {}
                 }
             }
         }

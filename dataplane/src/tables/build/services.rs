@@ -10,21 +10,34 @@ use hashbrown::HashMap;
 
 use super::names::Names;
 use super::objects::Objects;
-use crate::tables::objects::{self, FrontendKind, Service, Usable};
-use crate::tables::services::{Backend, FrontendKey, Id, ServicePort, Services, backend_name, port_name};
+use crate::tables::objects::{self, Algorithm, FrontendKind, Service, Usable};
+use crate::tables::route::Prefix;
+use crate::tables::services::{
+    Backend, Backends, Frontend, FrontendKey, ServicePort, Services, backend_name, port_name,
+};
 use crate::wire::Addr;
 
 /// Who claims which frontend, and what the kernel has to steer here.
 #[derive(Debug, Default)]
 pub(super) struct Frontends {
     claims: BTreeSet<Claim>,
-    /// Addresses of frontends outside the cluster, with their number of frontends.
-    external: BTreeMap<Addr, u32>,
+    /// Addresses that frontends have.
+    addresses: BTreeMap<Addr, Reached>,
+    /// On every address of the node.
     node_ports: BTreeSet<(u16, u8)>,
     /// Frontends to look at again.
     stale: Vec<FrontendKey>,
-    /// Whether one of the two above has changed.
+    /// Whether what is reached from outside the cluster has changed.
     pub steering_changed: bool,
+}
+
+/// How many frontends an address has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Reached {
+    /// For which the address is the Service's own: of all kinds but host ports.
+    own: u32,
+    /// Of these, the ones that are reached from outside the cluster: all kinds but ClusterIPs.
+    external: u32,
 }
 
 /// Whoever is smallest has the frontend: the Service's name, the position of its port, and of the frontend.
@@ -52,26 +65,41 @@ impl Frontends {
         let mut stale = std::mem::take(&mut self.stale);
         stale.sort_unstable();
         stale.dedup();
-        let mut compiled: HashMap<(Arc<str>, usize), Compiled> = HashMap::new();
+        let mut compiled: HashMap<(Arc<str>, usize, bool), Arc<ServicePort>> = HashMap::new();
         for key in stale {
-            let port = self.owner(key).cloned().and_then(|(_, name, port, frontend)| {
+            let frontend = self.owner(key).cloned().and_then(|(_, name, port, frontend)| {
                 let service = objects.service(&name)?;
-                let compiled =
-                    compiled.entry((name, port)).or_insert_with(|| Compiled::port(service, port, names));
-                Some(compiled.reached_by(key, service.ports[port].frontends[frontend].kind))
+                let kind = service.ports[port].frontends[frontend].kind;
+                let is_v4 = key.address.is_v4();
+                let port = compiled.entry((name, port, is_v4)).or_insert_with(|| {
+                    let before = services.frontends.get(&key).map(|frontend| &*frontend.port);
+                    Arc::new(compile(service, port, is_v4, before, names))
+                });
+                Some(Frontend { kind, port: port.clone() })
             });
-            self.set(key, port, services);
+            self.set(key, frontend, services);
         }
     }
 
-    /// Ports at the node's addresses, with their protocols, in order.
-    pub fn node_ports(&self) -> impl Iterator<Item = (u16, u8)> + '_ {
-        self.node_ports.iter().copied()
+    /// Ports at the node's addresses, with their protocols, in order: node ports, host ports, and those of Services that
+    /// share an address with the node.
+    pub fn ports_at(&self, node: &[Addr], services: &Services) -> Vec<(u16, u8)> {
+        let mut ports = self.node_ports.clone();
+        for address in node {
+            let first = FrontendKey { address: *address, port: 0, proto: 0 };
+            let claims = self.claims.range((first, Arc::default(), 0, 0)..);
+            let keys = claims.map(|claim| claim.0).take_while(|key| key.address == *address);
+            let frontend = |key: &FrontendKey| services.frontends.get(key);
+            let external =
+                keys.filter(|key| frontend(key).is_some_and(|frontend| is_external(frontend.kind)));
+            ports.extend(external.map(|key| (key.port, key.proto)));
+        }
+        ports.into_iter().collect()
     }
 
-    /// Addresses that are reached from outside the cluster, in order.
+    /// Addresses that are reached from outside the cluster and are Services' own, in order.
     pub fn external(&self) -> impl Iterator<Item = Addr> + '_ {
-        self.external.keys().copied()
+        self.addresses.iter().filter(|(_, reached)| reached.external > 0).map(|(address, _)| *address)
     }
 
     /// Who has a frontend.
@@ -79,77 +107,90 @@ impl Frontends {
         self.claims.range((key, Arc::default(), 0, 0)..).next().filter(|claim| claim.0 == key)
     }
 
-    fn is_claimed(&self, address: Addr) -> bool {
-        let first = FrontendKey { address, port: 0, proto: 0 };
-        let claim = self.claims.range((first, Arc::default(), 0, 0)..).next();
-        claim.is_some_and(|(key, ..)| key.address == address)
-    }
-
-    fn set(&mut self, key: FrontendKey, port: Option<ServicePort>, services: &mut Services) {
-        let is_external = |port: &ServicePort| !key.is_node_port() && port.kind != FrontendKind::ClusterIp;
-        let now = port.as_ref().is_some_and(is_external);
-        let before = match port {
-            Some(port) => services.frontends.insert(key, port),
+    fn set(&mut self, key: FrontendKey, frontend: Option<Frontend>, services: &mut Services) {
+        let now = frontend.as_ref().map(|frontend| frontend.kind);
+        let before = match frontend {
+            Some(frontend) => services.frontends.insert(key, frontend),
             None => services.frontends.remove(&key),
         };
-        let was = before.as_ref().is_some_and(is_external);
-        if key.is_node_port() {
-            let node_port = (key.port, key.proto);
-            self.steering_changed |= if services.frontends.contains_key(&key) {
-                self.node_ports.insert(node_port)
-            } else {
-                self.node_ports.remove(&node_port)
-            };
+        let was = before.map(|frontend| frontend.kind);
+        if was == now {
             return;
         }
-        if was != now {
-            let frontends = self.external.entry(key.address).or_default();
-            *frontends = if now { *frontends + 1 } else { *frontends - 1 };
-            let frontends = *frontends;
-            self.steering_changed |= frontends == u32::from(now);
-            if frontends == 0 {
-                self.external.remove(&key.address);
-            }
+        if key.is_node_port() {
+            let node_port = (key.port, key.proto);
+            let is_news = match now {
+                Some(_) => self.node_ports.insert(node_port),
+                // The other family's entry comes and goes with this one.
+                None => self.node_ports.remove(&node_port),
+            };
+            self.steering_changed |= is_news;
+            return;
         }
-        if before.is_some() != services.frontends.contains_key(&key) {
-            if self.is_claimed(key.address) {
-                services.addresses.insert(key.address, ());
-            } else {
-                services.addresses.remove(&key.address);
-            }
+        self.steering_changed |= [was, now].into_iter().flatten().any(is_external);
+        let reached = self.addresses.entry(key.address).or_default();
+        let had_own = reached.own > 0;
+        let count =
+            |kind: Option<FrontendKind>, is: fn(FrontendKind) -> bool| u32::from(kind.is_some_and(is));
+        reached.own = reached.own + count(now, is_own) - count(was, is_own);
+        let is_both = |kind| is_own(kind) && is_external(kind);
+        reached.external = reached.external + count(now, is_both) - count(was, is_both);
+        let reached = *reached;
+        if reached == Reached::default() {
+            self.addresses.remove(&key.address);
+        }
+        match (had_own, reached.own > 0) {
+            (false, true) => _ = services.addresses.insert(key.address, ()),
+            (true, false) => _ = services.addresses.remove(&key.address),
+            _ => {}
         }
     }
 }
 
-/// One port of a Service, compiled: its number, and its backends of both families.
-struct Compiled {
-    id: Id,
-    v4: Arc<[Backend]>,
-    v6: Arc<[Backend]>,
+/// Whether such a frontend's address is the Service's, on all ports; a host port's is the node's.
+fn is_own(kind: FrontendKind) -> bool {
+    kind != FrontendKind::HostPort
 }
 
-impl Compiled {
-    fn port(service: &Service, port: usize, names: &mut Names) -> Compiled {
-        let port = &service.ports[port];
-        let name = port_name(&service.name, &port.name, port.proto);
-        let id = names.id(&name);
-        let mut backends = |v4: bool| {
-            let of_family = port.backends.iter().filter(|backend| backend.address.is_v4() == v4);
-            let of_family = of_family.filter(|backend| backend.cluster == Usable::Chosen);
-            of_family
-                .map(|&objects::Backend { address, port, .. }| Backend {
-                    id: names.id(&backend_name(&name, address, port)),
-                    address,
-                    port,
-                })
-                .collect()
-        };
-        Compiled { id, v4: backends(true), v6: backends(false) }
-    }
+fn is_external(kind: FrontendKind) -> bool {
+    kind != FrontendKind::ClusterIp
+}
 
-    fn reached_by(&self, key: FrontendKey, kind: FrontendKind) -> ServicePort {
-        let backends = if key.address.is_v4() { &self.v4 } else { &self.v6 };
-        ServicePort { id: self.id, kind, backends: backends.clone() }
+/// One port of a Service, with the backends of one family.
+fn compile(
+    service: &Service,
+    port: usize,
+    is_v4: bool,
+    before: Option<&ServicePort>,
+    names: &mut Names,
+) -> ServicePort {
+    let port = &service.ports[port];
+    let name = port_name(&service.name, &port.name, port.proto);
+    let of_family = || port.backends.iter().filter(move |backend| backend.address.is_v4() == is_v4);
+    let mut backends = |usable: fn(&objects::Backend) -> Usable, before: &[&Backends]| {
+        let chosen = of_family().filter(|backend| usable(backend) == Usable::Chosen);
+        let mut weighted: Vec<(Backend, u32)> = chosen
+            .map(|backend| {
+                let id = names.id(&backend_name(&name, backend));
+                (Backend { id, address: backend.address, port: backend.port }, backend.weight)
+            })
+            .collect();
+        weighted.sort_unstable_by_key(|(backend, _)| (backend.address, backend.port));
+        Backends::new(&weighted, service.algorithm, of_family().count(), before)
+    };
+    let before = before.map_or_else(Vec::new, |before| vec![&before.cluster, &before.local]);
+    let cluster = backends(|backend| backend.cluster, &before);
+    let local = backends(|backend| backend.local, &[before, vec![&cluster]].concat());
+    let ranges = service.source_ranges.iter().filter(|range| range.addr().is_ipv4() == is_v4);
+    ServicePort {
+        id: names.id(&name),
+        affinity: service.affinity_seconds.saturating_mul(1000),
+        is_hashed: service.algorithm == Algorithm::Maglev,
+        external_local: service.external_local,
+        internal_local: service.internal_local,
+        cluster,
+        local,
+        source_ranges: ranges.map(|range| Prefix::from(*range)).collect(),
     }
 }
 
