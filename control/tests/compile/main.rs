@@ -20,6 +20,18 @@ fn settings() -> Settings {
     }
 }
 
+/// What a cluster of these objects, all valid, wants.
+fn state(manifests: &str) -> State {
+    let mut state = State::default();
+    for reading in manifest::read(manifests, Format::Yaml) {
+        match reading {
+            Reading::Valid(object) => state.upsert(object, "test.yaml".into(), &mut Touched::default()),
+            invalid => panic!("{invalid:?}"),
+        }
+    }
+    state
+}
+
 /// A compiled cluster.
 struct Compiled {
     objects: BTreeMap<Ref, v1::Object>,
@@ -32,14 +44,11 @@ impl Compiled {
     }
 
     fn by(settings: Settings, manifests: &str) -> Self {
-        let mut state = State::default();
-        for reading in manifest::read(manifests, Format::Yaml) {
-            match reading {
-                Reading::Valid(object) => state.upsert(object, "test.yaml".into(), &mut Touched::default()),
-                invalid => panic!("{invalid:?}"),
-            }
-        }
-        let (objects, problems) = compile_all(&state, settings);
+        Self::from(settings, &state(manifests))
+    }
+
+    fn from(settings: Settings, state: &State) -> Self {
+        let (objects, problems) = compile_all(state, settings);
         Self { objects, problems }
     }
 
@@ -140,6 +149,13 @@ fn nodes() {
     assert_eq!(local.pod_cidrs.iter().map(|cidr| cidr.prefix_len).collect::<Vec<_>>(), [24, 64]);
     assert_eq!(compiled.node("node2").vtep_mac, [2, 0, 0, 0, 0, 2]);
     assert_eq!(compiled.node("node3").vtep_mac, [0x02, 0x57, 192, 168, 0, 3]);
+
+    assert_eq!((local.clamp_mss, local.answer_echo, local.backend_grace_seconds), (true, true, 30));
+    let masquerade = local.masquerade.as_ref().unwrap();
+    assert_eq!((masquerade.first_port, masquerade.last_port, masquerade.per_pod), (61_000, 65_535, 0));
+    assert!(masquerade.except.is_empty());
+    let compiled = Compiled::by(Settings { masquerade: None, ..settings() }, NODES);
+    assert!(compiled.local_node().masquerade.is_none());
 
     // One tunnel over IPv6 is enough to make all packets smaller.
     let compiled = Compiled::of(&NODES.replace("address: 192.168.0.3", "address: \"fd00::3\""));

@@ -2,14 +2,16 @@
 
 use wirelane_control::{
     compile::Settings,
+    model::Name,
     source::manifest::{self, Format, Reading},
+    state::Touched,
 };
 use wirelane_proto::v1::{
     self, Usable,
     frontend::Kind::{ClusterIp, ExternalIp, LoadBalancer, NodePort},
 };
 
-use crate::{Compiled, settings};
+use crate::{Compiled, settings, state};
 
 /// The backends that new connections may go to.
 fn chosen(port: &v1::ServicePort) -> Vec<String> {
@@ -253,17 +255,15 @@ fn addresses_outside_are_shared_by_port_and_never_with_a_cluster_ip() {
 }
 
 #[test]
-fn source_ranges_of_one_family_say_nothing_of_the_other() {
-    let ranges = |ranges: &str, kind: &str| {
-        let spec = format!("type: {kind}, loadBalancerSourceRanges: [{ranges}]");
+fn source_ranges_are_of_load_balancers_only() {
+    let ranges = |kind: &str| {
+        let spec = format!("type: {kind}, loadBalancerSourceRanges: [\" 10.1.2.3/8 \", \"2001:db8::/32\"]");
         let compiled = Compiled::of(&(service("", &spec, "") + &slice(READY)));
         let ranges = &compiled.service("x/s").source_ranges;
-        ranges.iter().map(|range| (range.address.len(), range.prefix_len)).collect::<Vec<_>>()
+        ranges.iter().map(|range| (text(&range.address[..2]), range.prefix_len)).collect::<Vec<_>>()
     };
-    assert_eq!(ranges("", "LoadBalancer"), []);
-    assert_eq!(ranges("\" 10.1.2.3/8 \"", "LoadBalancer"), [(4, 8), (16, 0)]);
-    assert_eq!(ranges("\"2001:db8::/32\", 10.0.0.0/8", "LoadBalancer"), [(16, 32), (4, 8)]);
-    assert_eq!(ranges("10.0.0.0/8", "NodePort"), []);
+    assert_eq!(ranges("LoadBalancer"), [("10.0".into(), 8), ("32.1".into(), 32)]);
+    assert_eq!(ranges("NodePort"), []);
 }
 
 #[test]
@@ -492,6 +492,26 @@ fn with_the_policy_local_only_a_node_with_an_endpoint_announces() {
         assert_eq!(announcers(&format!("{going}, {READY}")), ["node1"]);
         assert_eq!(announcers(going), ["node3"]);
         assert_eq!(announcers(""), [""; 0]);
+    }
+}
+
+#[test]
+fn an_address_that_this_node_chose_is_announced_by_it_alone() {
+    let balancer =
+        |annotations: &str| nodes(NODE3) + &service(annotations, "type: LoadBalancer", "") + &slice(READY);
+    for i in 1..16_u8 {
+        let mut announcing = Vec::new();
+        for requested in [String::new(), format!("wirelane.io/addresses: 192.0.2.{i}")] {
+            let announces = ["node1", "node2", "node3"].map(|node| {
+                let mut state = state(&balancer(&requested));
+                state.assign(&Name::new("x", "s"), vec![[192, 0, 2, i].into()], &mut Touched::default());
+                let compiled = Compiled::from(Settings::new(node), &state);
+                compiled.service("x/s").ports[0].frontends.iter().filter(|front| front.announced).count()
+            });
+            announcing.push(announces.into_iter().sum::<usize>());
+        }
+        // What a service asks for is the same on all nodes; what is chosen is known on one, which each of these takes itself for.
+        assert_eq!(announcing, [3, 1]);
     }
 }
 
