@@ -27,10 +27,12 @@ fn parse(criterion: &mut Criterion) {
     let (shared, tables) = (world.shared(), world.shared().tables());
     let mut cx = Context {
         tables: &tables,
+        affinity: &shared.affinity,
         flows_v4: &shared.flows_v4,
         flows_v6: &shared.flows_v6,
         retired: &mut [0, 1].map(|_| Share::new(0, 1)),
         epochs: &Epochs::new(1),
+        fragments: &shared.fragments,
         neighbours: &shared.neighbours,
         stats: &WorkerStats::default(),
         local: &mut Local::new(1),

@@ -33,13 +33,16 @@ pub struct Shape {
     pub services: u32,
     /// Backends of each; 512 altogether at most.
     pub backends: u32,
+    /// Services that nobody speaks to, besides, with 4 backends each on another node.
+    pub bystanders: u32,
     /// What pods and Services have addresses of.
     pub family: Family,
 }
 
 impl Shape {
     /// A busy node.
-    pub const USUAL: Shape = Shape { clients: 64, services: 64, backends: 4, family: Family::V4 };
+    pub const USUAL: Shape =
+        Shape { clients: 64, services: 64, backends: 4, bystanders: 0, family: Family::V4 };
     /// The same with IPv6.
     pub const USUAL_V6: Shape = Shape { family: Family::V6, ..Shape::USUAL };
     /// Two ports only, so that both can be real.
@@ -414,6 +417,7 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
             .map(|n| pod(backend_name(n), backend_address(topology, n), backend_node, SERVER)),
     );
     objects.extend((0..shape.services).map(|n| service(shape, topology, n, backend_node)));
+    objects.extend((0..shape.bystanders).map(bystander));
     objects
 }
 
@@ -458,4 +462,20 @@ fn service(shape: Shape, topology: Topology, service: u32, node: &str) -> Object
         }],
         ..Service::default()
     })
+}
+
+fn bystander(service: u32) -> Object {
+    let [_, a, b, c] = service.to_be_bytes();
+    let backends = (0..4u32).map(|n| {
+        let [_, a, b, c] = (service * 4 + n).to_be_bytes();
+        Backend { node: "other".into(), ..Backend::new(Addr::v4([11, a, b, c]), BACKEND_PORT) }
+    });
+    let frontend = Frontend::new(FrontendKind::ClusterIp, Some(Addr::v4([10, 100 + a, b, c])), FRONTEND_PORT);
+    let ports = vec![ServicePort {
+        name: "http".into(),
+        proto: proto::TCP,
+        frontends: vec![frontend],
+        backends: backends.collect(),
+    }];
+    Object::Service(Service { name: format!("bystanders/service-{service}"), ports, ..Service::default() })
 }

@@ -1,9 +1,18 @@
 //! The configuration file: TOML, every key with a default but the node's name.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
+
+use crate::{
+    compile::{self, Settings},
+    pools::Pool,
+};
 
 /// What `wirelane-control` is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -26,10 +35,92 @@ pub struct Config {
     /// MTU of the network between nodes, in bytes; pods get this less the tunnel's overhead.
     #[serde(default = "defaults::uplink_mtu")]
     pub uplink_mtu: u32,
+    /// Whether the `externalIPs` of Services are served. Whoever may make a Service can take any address with them.
+    #[serde(default)]
+    pub external_ips: bool,
+    /// The ports of nodes that are for Services, as the API server has them: `"FIRST-LAST"`.
+    #[serde(default = "defaults::node_port_range", deserialize_with = "ports")]
+    pub node_port_range: RangeInclusive<u16>,
+    /// The load-balancer and external addresses that nodes announce on their link.
+    #[serde(default = "defaults::announce")]
+    pub announce: Vec<IpNet>,
+    /// Whether connections are told to send no larger segments than the tunnel carries.
+    #[serde(default = "defaults::yes")]
+    pub clamp_mss: bool,
+    /// Whether the addresses of Services answer pings.
+    #[serde(default = "defaults::yes")]
+    pub answer_echo: bool,
+    /// How long connections to a backend that is gone may go on, in seconds.
+    #[serde(default = "defaults::backend_grace_seconds")]
+    pub backend_grace_seconds: u32,
+    /// How pods reach the outside.
+    #[serde(default)]
+    pub masquerade: Masquerade,
+    /// Addresses for Services of type LoadBalancer.
+    #[serde(default)]
+    pub pools: Vec<Pool>,
+    /// The node that chooses from the pools, where there are several.
+    #[serde(default)]
+    pub allocator: Option<String>,
+    /// Where what was chosen is remembered.
+    #[serde(default = "defaults::state_folder")]
+    pub state_folder: PathBuf,
+    /// Where `/healthz` and `/livez` are served; empty: nowhere.
+    #[serde(default = "defaults::healthz")]
+    pub healthz: Vec<SocketAddr>,
+    /// The node's addresses that the health checks of Services are served on; empty: none.
+    #[serde(default = "defaults::health_check_addresses")]
+    pub health_check_addresses: Vec<IpAddr>,
+    /// How long a change may take to be live before this node is called unhealthy, in seconds.
+    #[serde(default = "defaults::health_timeout_seconds")]
+    pub health_timeout_seconds: u32,
+}
+
+/// How pods reach the outside.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Masquerade {
+    /// With the node's address, or with their own.
+    #[serde(default = "defaults::yes")]
+    pub enabled: bool,
+    /// Destinations outside the cluster that know the pods' own addresses.
+    #[serde(default)]
+    pub except: Vec<IpNet>,
+    /// The ports of the node for that: `"FIRST-LAST"`.
+    #[serde(default = "defaults::masquerade_ports", deserialize_with = "ports")]
+    pub ports: RangeInclusive<u16>,
+    /// How many of these connections one pod may have; 0: any number.
+    #[serde(default)]
+    pub per_pod: u32,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        let compile::Masquerade { except, ports, per_pod } = compile::Masquerade::default();
+        Self { enabled: true, except, ports, per_pod }
+    }
+}
+
+/// A range of ports: `"FIRST-LAST"`.
+fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u16>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let range = text.split_once('-').and_then(|(first, last)| {
+        let range: RangeInclusive<u16> = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+        (*range.start() > 0 && !range.is_empty()).then_some(range)
+    });
+    range.ok_or_else(|| D::Error::custom(format!("\"{text}\" is not a range FIRST-LAST of ports")))
 }
 
 mod defaults {
-    use std::path::PathBuf;
+    use std::{
+        net::{IpAddr, Ipv6Addr, SocketAddr},
+        ops::RangeInclusive,
+        path::PathBuf,
+    };
+
+    use ipnet::IpNet;
+
+    use crate::compile::{Masquerade, Settings};
 
     pub(super) fn manifests() -> PathBuf {
         "/etc/wirelane/manifests".into()
@@ -45,6 +136,44 @@ mod defaults {
 
     pub(super) const fn uplink_mtu() -> u32 {
         1500
+    }
+
+    pub(super) fn node_port_range() -> RangeInclusive<u16> {
+        Settings::new("").node_port_range
+    }
+
+    pub(super) fn announce() -> Vec<IpNet> {
+        Settings::new("").announce
+    }
+
+    pub(super) const fn yes() -> bool {
+        true
+    }
+
+    pub(super) fn backend_grace_seconds() -> u32 {
+        Settings::new("").backend_grace_seconds
+    }
+
+    pub(super) fn masquerade_ports() -> RangeInclusive<u16> {
+        Masquerade::default().ports
+    }
+
+    pub(super) fn state_folder() -> PathBuf {
+        "/var/lib/wirelane".into()
+    }
+
+    /// kube-proxy's port, on every address of both families.
+    pub(super) fn healthz() -> Vec<SocketAddr> {
+        vec![(Ipv6Addr::UNSPECIFIED, 10_256).into()]
+    }
+
+    pub(super) fn health_check_addresses() -> Vec<IpAddr> {
+        vec![Ipv6Addr::UNSPECIFIED.into()]
+    }
+
+    /// Twice kube-proxy's period of synchronization, as there.
+    pub(super) const fn health_timeout_seconds() -> u32 {
+        60
     }
 }
 
@@ -102,6 +231,13 @@ impl Config {
             (config.vxlan_port == 0, "vxlan_port", "is 0"),
             (config.vni >= 1 << 24, "vni", "does not fit in 24 bits"),
             (!(1350..=65535).contains(&config.uplink_mtu), "uplink_mtu", "is not in 1350..65535"),
+            (
+                config.masquerade.enabled && overlap(&config.masquerade.ports, &config.node_port_range),
+                "masquerade.ports",
+                "overlaps with node_port_range",
+            ),
+            (config.pools.iter().any(|pool| pool.name.is_empty()), "pools", "has one without a name"),
+            (has_pool_twice(&config.pools), "pools", "has two of the same name"),
         ] {
             if is_wrong {
                 return Err(ConfigError::Value { path, key, reason });
@@ -109,6 +245,33 @@ impl Config {
         }
         Ok(config)
     }
+
+    /// What compiling goes by.
+    pub fn settings(&self) -> Settings {
+        let Masquerade { enabled, except, ports, per_pod } = self.masquerade.clone();
+        Settings {
+            node: self.node.clone(),
+            service_cidrs: self.service_cidrs.clone(),
+            vxlan_port: self.vxlan_port,
+            vni: self.vni,
+            uplink_mtu: self.uplink_mtu,
+            external_ips: self.external_ips,
+            node_port_range: self.node_port_range.clone(),
+            announce: self.announce.clone(),
+            masquerade: enabled.then_some(compile::Masquerade { except, ports, per_pod }),
+            clamp_mss: self.clamp_mss,
+            answer_echo: self.answer_echo,
+            backend_grace_seconds: self.backend_grace_seconds,
+        }
+    }
+}
+
+fn overlap(a: &RangeInclusive<u16>, b: &RangeInclusive<u16>) -> bool {
+    a.start() <= b.end() && b.start() <= a.end()
+}
+
+fn has_pool_twice(pools: &[Pool]) -> bool {
+    pools.iter().enumerate().any(|(i, pool)| pools[..i].iter().any(|other| other.name == pool.name))
 }
 
 #[cfg(test)]
@@ -123,7 +286,27 @@ mod tests {
     fn defaults_but_for_the_node() {
         let config = parse("node = \"node1\"").unwrap();
         assert_eq!((config.vxlan_port, config.vni, config.uplink_mtu), (4789, 4096, 1500));
+        assert_eq!(config.settings(), Settings::new("node1"));
         assert!(parse("").unwrap_err().contains("missing field `node`"));
+    }
+
+    #[test]
+    fn the_sample_says_the_defaults() {
+        let sample = include_str!("../../tools/etc/control.toml");
+        let is_setting = |line: &&str| line.starts_with("node =") || line.starts_with("service_cidrs =");
+        let config = parse(sample).unwrap();
+        let stripped: String = sample.lines().filter(is_setting).map(|line| format!("{line}\n")).collect();
+        assert_eq!(config, parse(&stripped).unwrap());
+        // What stands behind a #, taken out of it, says the same.
+        let spoken = sample.lines().map(|line| line.strip_prefix("# ").filter(is_key).unwrap_or(line));
+        let spoken: String = spoken.map(|line| format!("{line}\n")).collect();
+        assert_eq!(config, parse(&spoken).unwrap());
+    }
+
+    /// Whether a line behind a # is a key, or the head of a table; of examples, which have two #, it is not.
+    fn is_key(line: &&str) -> bool {
+        let key = line.split_once(" = ").map_or("", |(key, _)| key);
+        line.starts_with('[') || (!key.is_empty() && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
     }
 
     #[test]
@@ -136,5 +319,16 @@ mod tests {
             parse("node = \"node1\"\nvni = 16777216").unwrap_err(),
             "control.toml: vni does not fit in 24 bits"
         );
+        let pools = "[[pools]]\nname = \"a\"\naddresses = [\"192.0.2.0/28\"]\n";
+        for (text, expected) in [
+            ("node_port_range = \"5\"", "\"5\" is not a range FIRST-LAST of ports"),
+            ("node_port_range = \"9-5\"", "is not a range"),
+            ("masquerade.ports = \"32767-40000\"", "masquerade.ports overlaps with node_port_range"),
+            (&(pools.to_owned() + pools), "pools has two of the same name"),
+            (&pools.replace("/28", "/99"), "\"192.0.2.0/99\" is neither a CIDR nor a range"),
+        ] {
+            let wrong = parse(&format!("node = \"node1\"\n{text}")).unwrap_err();
+            assert!(wrong.contains(expected), "{wrong}");
+        }
     }
 }

@@ -5,19 +5,21 @@
 //! forgotten it before they are closed, so that no worker is sent to a port that it has not. And tables are
 //! published before the kernel is told to send what they are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
 
 use crate::batch::PortId;
+use crate::endings;
 use crate::engine::Shared;
+use crate::housekeeper::Bell;
 use crate::kernel::host_link::HostRoutes;
 use crate::latency::Latencies;
 use crate::persist::{Saved, Saver};
 use crate::ports::{PortError, Ports, chain};
-use crate::tables::build::{Builder, PortConfig, UplinkRoutes};
+use crate::tables::build::{Builder, Gone, PortConfig, UplinkRoutes};
 use crate::tables::objects::{Object, ObjectKey};
 use crate::tables::{FIRST_POD_PORT, MAX_PORTS, Node, PortKind, Steering};
 use crate::wire::Addr;
@@ -117,6 +119,8 @@ pub struct Dataplane<P> {
     ports: P,
     started: Instant,
     from_saved: bool,
+    /// Rung when flows may have to end.
+    bell: Arc<Bell>,
     /// Held while a port is opened or closed, which may take long. Taken before `state`, whose holders never wait
     /// for it.
     attaching: Mutex<()>,
@@ -133,6 +137,10 @@ pub struct State {
     /// Of the last transactions.
     pub latencies: Latencies,
     saver: Saver,
+    /// Backends that are gone, in the order in which their grace ends.
+    graces: VecDeque<(Instant, Vec<Gone>)>,
+    /// Whether the flows that an earlier process has left were looked through for backends that are gone.
+    have_looked: bool,
     /// What the kernel was told, and the nodes that its routes were made of.
     steered: Option<(Arc<Steering>, Arc<Vec<Node>>)>,
 }
@@ -180,8 +188,15 @@ impl<P: Ports> Dataplane<P> {
             Some(saved) => Builder::starting_at(saved.revision + RESTART_GAP),
             None => Builder::default(),
         };
-        let mut state =
-            State { builder, open: BTreeMap::new(), latencies: Latencies::default(), saver, steered: None };
+        let mut state = State {
+            builder,
+            open: BTreeMap::new(),
+            latencies: Latencies::default(),
+            saver,
+            graces: VecDeque::new(),
+            have_looked: false,
+            steered: None,
+        };
         for FixedPort { id, interface, config } in fixed {
             state.builder.set_port(id, Some(config));
             state.open.insert(id, OpenPort { interface, before: Traffic::default() });
@@ -191,6 +206,7 @@ impl<P: Ports> Dataplane<P> {
             ports,
             started: Instant::now(),
             from_saved,
+            bell: Arc::default(),
             attaching: Mutex::default(),
             state: Mutex::new(state),
         };
@@ -270,6 +286,26 @@ impl<P: Ports> Dataplane<P> {
         if state.builder.set_uplink(routes) {
             self.publish(&mut state);
         }
+    }
+
+    /// Ends the connections to backends whose grace is over. Returns when the next grace ends.
+    pub fn end_graces(&self) -> Option<Instant> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let mut over = Vec::new();
+        while state.graces.front().is_some_and(|(until, _)| *until <= now) {
+            over.extend(state.graces.pop_front().into_iter().flat_map(|(_, gone)| gone));
+        }
+        if !over.is_empty() {
+            state.builder.end_graces(over);
+            self.publish(&mut state);
+        }
+        state.graces.front().map(|(until, _)| *until)
+    }
+
+    /// Rung when flows may have to end.
+    pub fn bell(&self) -> &Arc<Bell> {
+        &self.bell
     }
 
     /// What there is, as a whole. Nothing changes while it is held.
@@ -373,8 +409,24 @@ impl<P: Ports> Dataplane<P> {
 
     /// Makes what has changed live on every worker, and then in the kernel. Returns the revision.
     fn publish(&self, state: &mut State) -> u64 {
+        if !state.have_looked && state.builder.object(&ObjectKey::LocalNode).is_some() {
+            // Before these tables judge a flow that another process has left.
+            state.have_looked = true;
+            state.builder.find_backends(endings::backends_in_use(&self.shared));
+        }
         let tables = state.builder.build(&self.shared.neighbours);
         self.shared.publish(tables.clone());
+        let gone = state.builder.take_gone();
+        if !gone.is_empty() {
+            let grace = tables.local.as_ref().map_or(0, |local| local.backend_grace_seconds);
+            let until = Instant::now() + Duration::from_secs(grace.into());
+            // In order even when the grace is made shorter.
+            let at = state.graces.partition_point(|(other, _)| *other <= until);
+            state.graces.insert(at, (until, gone));
+        }
+        if tables.flows_unsettled_in == tables.revision {
+            self.bell.ring();
+        }
         let is_steered = state.steered.as_ref().is_some_and(|(steering, nodes)| {
             Arc::ptr_eq(steering, &tables.steering) && Arc::ptr_eq(nodes, &tables.nodes)
         });

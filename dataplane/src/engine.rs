@@ -8,6 +8,7 @@ use crate::clock::Now;
 use crate::path::{self, Context, Local, Waiting};
 use crate::rcu::{Epochs, Published, Reader};
 use crate::stats::WorkerStats;
+use crate::tables::affinity::Affinity;
 use crate::tables::flows::line::{V4, V6};
 use crate::tables::flows::{FlowTable, MAX_WORKERS, Share};
 use crate::tables::fragments::Fragments;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub flows_v4: FlowTable<V4>,
     /// Flows of IPv6.
     pub flows_v6: FlowTable<V6>,
+    /// Which backends clients had last.
+    pub affinity: Affinity,
     /// MAC addresses on the uplink.
     pub neighbours: Neighbours,
     /// What became of datagrams' first fragments.
@@ -59,10 +62,10 @@ impl Shared {
     pub fn new(sizes: &Sizes) -> io::Result<Arc<Shared>> {
         let (v4, v6) =
             (FlowTable::new(sizes.flows_v4, sizes.seed)?, FlowTable::new(sizes.flows_v6, sizes.seed)?);
-        Ok(Shared::with_flows_of(sizes.workers, sizes.seed, v4, v6))
+        Ok(Shared::with_flows_of(sizes.workers, sizes.seed, v4, v6, Affinity::new(sizes.seed)?))
     }
 
-    /// Empty tables but for these flows. `seed` is that of the workers' randomness.
+    /// Empty tables but for these flows, and these clients' backends. `seed` is that of the workers' randomness.
     ///
     /// # Panics
     /// If there are more than [`MAX_WORKERS`] workers.
@@ -71,6 +74,7 @@ impl Shared {
         seed: u64,
         flows_v4: FlowTable<V4>,
         flows_v6: FlowTable<V6>,
+        affinity: Affinity,
     ) -> Arc<Shared> {
         assert!(workers <= MAX_WORKERS);
         let epochs = Epochs::new(workers + 1);
@@ -83,6 +87,7 @@ impl Shared {
             epochs,
             flows_v4,
             flows_v6,
+            affinity,
             neighbours: Neighbours::default(),
             fragments: Fragments::new(seed),
             stats: (0..workers).map(|_| WorkerStats::default()).collect(),
@@ -114,6 +119,47 @@ impl Shared {
         let result = visit(&self.flows_v4, &self.flows_v6);
         reader.offline();
         result
+    }
+}
+
+/// Somebody who is no worker and has no packet, but asks the stages what they would do.
+#[derive(Debug)]
+pub struct Onlooker {
+    shared: Arc<Shared>,
+    stats: Box<WorkerStats>,
+    /// Never used: an onlooker commits nothing.
+    retired: [Share; 2],
+    local: Local,
+}
+
+impl Onlooker {
+    /// At these workers' tables.
+    pub fn new(shared: Arc<Shared>) -> Onlooker {
+        let workers = shared.stats.len();
+        Onlooker {
+            stats: Box::default(),
+            retired: [0, 1].map(|_| Share::new(0, workers)),
+            local: Local::new(shared.seed),
+            shared,
+        }
+    }
+
+    /// Calls `look` with what a worker's stages would see now.
+    pub fn look<R>(&mut self, now: Now, look: impl FnOnce(&mut Context<'_>) -> R) -> R {
+        let tables = self.shared.tables();
+        look(&mut Context {
+            tables: &tables,
+            flows_v4: &self.shared.flows_v4,
+            flows_v6: &self.shared.flows_v6,
+            retired: &mut self.retired,
+            epochs: &self.shared.epochs,
+            fragments: &self.shared.fragments,
+            neighbours: &self.shared.neighbours,
+            fragments: &self.shared.fragments,
+            stats: &self.stats,
+            local: &mut self.local,
+            now,
+        })
     }
 }
 
@@ -176,6 +222,7 @@ impl Engine {
             flows_v4: &self.shared.flows_v4,
             flows_v6: &self.shared.flows_v6,
             retired: &mut self.retired,
+            affinity: &self.shared.affinity,
             epochs: self.reader.epochs(),
             neighbours: &self.shared.neighbours,
             fragments: &self.shared.fragments,

@@ -10,7 +10,10 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "daemon")]
 pub mod dataplane;
+pub mod endings;
 pub mod engine;
+#[cfg(feature = "daemon")]
+pub mod housekeeper;
 pub mod io;
 #[cfg(feature = "daemon")]
 pub mod kernel;

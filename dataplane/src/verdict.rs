@@ -93,6 +93,8 @@ drop_reasons! {
     TransmitFull "transmit_full" "The outgoing port's ring was full.";
     ForeignDestination "foreign_destination" "A frame that was not for this node's MAC address or a packet not for its addresses.";
     NoHeadroom "no_headroom" "The frame has no room for another header.";
+    NoLocalBackend "no_local_backend" "The Service's traffic policy is Local and it has no backend on this node, but elsewhere.";
+    SourceRange "source_range" "The client is not in the Service's load balancer source ranges.";
     BadFragment "bad_fragment" "A fragment that can be part of no datagram: empty, of a length that is no multiple of 8 though more follow, or reaching beyond 65,535 bytes.";
     TinyFragment "tiny_fragment" "A first fragment too short for the headers that say what it is (RFC 1858, RFC 7112).";
     FragmentOverlap "fragment_overlap" "A later fragment that overlaps the first one of its datagram (RFC 3128, RFC 5722).";
@@ -102,8 +104,7 @@ drop_reasons! {
     FragmentedTunnel "fragmented_tunnel" "VXLAN to this node in fragments: the other node's MTU is larger than that of the way here.";
     EchoUnanswered "echo_unanswered" "An echo request to a Service's address, which nobody answers: `answer_echo` is off.";
     NoSpareFrame "no_spare_frame" "The packet had to be cut into pieces for its next hop, and there were no frames for them.";
-    NoLocalBackend "no_local_backend" "The Service's traffic policy is Local and it has no backend on this node, but elsewhere.";
-    SourceRange "source_range" "The client is not in the Service's load balancer source ranges.";
+    BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
 }
 
 /// How many reasons there are.

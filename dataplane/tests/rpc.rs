@@ -2,6 +2,7 @@
 //! real path; their ports are memory.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -396,6 +397,8 @@ struct MemoryPorts {
     /// Interfaces that there are none of.
     missing: Mutex<HashSet<String>>,
     told: Mutex<Vec<(Steering, HostRoutes)>>,
+    /// What was sent by no worker.
+    sent: Mutex<Vec<(PortId, Vec<u8>)>>,
 }
 
 impl MemoryPorts {
@@ -448,6 +451,11 @@ impl Ports for MemoryPorts {
 
     fn steer(&self, steering: &Steering, routes: &HostRoutes) -> Result<(), PortError> {
         self.told.lock().unwrap().push((steering.clone(), routes.clone()));
+        Ok(())
+    }
+
+    fn send(&self, id: PortId, frame: &[u8]) -> io::Result<()> {
+        self.sent.lock().unwrap().push((id, frame.to_vec()));
         Ok(())
     }
 }

@@ -1,13 +1,16 @@
 //! What the tests of Wirelane stand on: packets that are easy to write and to check ([`packet`], [`check`]), a
-//! small cluster ([`cluster`]), datagrams in pieces ([`fragments`]), and a node over memory ports that takes packets in and says what became of
-//! them ([`node`]).
+//! small cluster ([`cluster`]), datagrams in pieces ([`fragments`]), a node over memory ports that takes packets in
+//! and says what became of them ([`node`]), and such a node among others that Kubernetes manifests describe
+//! ([`manifests`], [`scene`]).
 
 pub mod check;
 pub mod cluster;
 pub mod fragments;
+pub mod manifests;
 pub mod node;
 pub mod packet;
 pub mod random;
+pub mod scene;
 
 /// Whether this test can run. One that cannot fails, unless it is told to be skipped.
 pub fn privileged() -> bool {

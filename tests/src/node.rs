@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::clock::Now;
+use wirelane_dataplane::endings;
 use wirelane_dataplane::engine::{Engine, Shared};
 use wirelane_dataplane::io::frame::FramePool;
 use wirelane_dataplane::io::memory::MemoryPort;
 use wirelane_dataplane::path::STAGES;
+use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::build::{Builder, UplinkRoutes};
 use wirelane_dataplane::tables::flows::{FlowTable, Rules};
 use wirelane_dataplane::tables::objects::{LocalNode, Object, ObjectKey};
@@ -37,7 +39,8 @@ impl Control {
     pub fn with_rules(workers: usize, flows: u32, rules: Rules) -> Control {
         const SEED: u64 = 0x5eed;
         let (v4, v6) = (FlowTable::with_rules(flows, SEED, rules), FlowTable::with_rules(flows, SEED, rules));
-        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap());
+        let affinity = Affinity::new(SEED).unwrap();
+        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap(), affinity);
         Control { shared, builder: Builder::default() }
     }
 
@@ -83,8 +86,20 @@ impl Control {
         self.publish();
     }
 
+    /// The grace of all backends that are gone is over.
+    pub fn end_graces(&mut self) {
+        let gone = self.builder.take_gone();
+        self.builder.end_graces(gone);
+        self.publish();
+    }
+
     fn publish(&mut self) {
-        self.shared.publish(self.builder.build(&self.shared.neighbours));
+        let tables = self.builder.build(&self.shared.neighbours);
+        self.shared.publish(tables.clone());
+        // At once, and not by a thread a moment later: tests see the same each time.
+        if tables.flows_unsettled_in == tables.revision {
+            endings::unsettle(&self.shared, &tables, |_| {});
+        }
     }
 
     /// Everything that is counted, by name, but for times.

@@ -173,6 +173,13 @@ impl Packet {
         self
     }
 
+    /// Source and destination.
+    #[must_use]
+    pub fn ends(mut self, src: SocketAddr, dst: SocketAddr) -> Packet {
+        (self.src, self.dst) = (src, dst);
+        self
+    }
+
     /// Source, with another port than the text says.
     #[must_use]
     pub fn source_port(mut self, port: u16) -> Packet {

@@ -12,6 +12,7 @@ pub mod new_flow;
 pub mod policy;
 pub mod reply;
 pub mod scale;
+mod services;
 pub mod tables;
 pub mod veth;
 
@@ -34,6 +35,7 @@ pub const GROUPS: &[Group] = &[
     flows::GROUP,
     established::VXLAN,
     new_flow::GROUP,
+    services::GROUP,
     reply::GROUP,
     lifecycle::GROUP,
     allocations::GROUP,

@@ -9,7 +9,7 @@ use crate::lane::{FRAMES, Lane, Timed};
 use crate::measure::Samples;
 use crate::report::Report;
 use crate::stages::StageCounts;
-use crate::world::{Step, TABLE, Topology, World};
+use crate::world::{Shape, Step, TABLE, Topology, World};
 
 pub(super) const GROUP: Group =
     Group { prefixes: &["path/new_flow", "path/stages/service", "path/stages/policy"], run };
@@ -52,7 +52,15 @@ impl NewFlows {
     /// # Errors
     /// When there is not enough memory.
     pub fn new(flows: u32, capacity: u32) -> anyhow::Result<NewFlows> {
-        let world = World::new(Topology::Vxlan, flows, capacity, 1)?;
+        NewFlows::shaped(Shape::USUAL, flows, capacity)
+    }
+
+    /// As [`NewFlows::new`], of a world of this shape.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn shaped(shape: Shape, flows: u32, capacity: u32) -> anyhow::Result<NewFlows> {
+        let world = World::shaped(shape, Topology::Vxlan, flows, capacity, 1)?;
         let lane = Lane::new(&world, 0, FRAMES.min(flows))?;
         Ok(NewFlows { world, lane })
     }

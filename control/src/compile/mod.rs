@@ -3,10 +3,14 @@
 //! [`Compiler`] remembers only which names it gave, so that it can compile anew no more than an event touched; the
 //! result is the same as that of compiling everything ([`compile_all`]), and a test holds it to that.
 
+mod announce;
+mod endpoints;
+mod host_ports;
 mod identities;
 mod nodes;
 mod policy;
 mod services;
+mod settings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,28 +21,14 @@ use std::{
 use ipnet::IpNet;
 use wirelane_proto::v1;
 
-use self::identities::Identities;
+pub use self::settings::{Masquerade, Settings};
+use self::{announce::View, identities::Identities};
 use crate::{
     model::{Key, Kind, Name, Protocol},
     problem::{Problem, Severity},
     source::Origin,
     state::{State, Stored, Touched},
 };
-
-/// What holds for the whole cluster and is in no object of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// The node that the dataplane serves.
-    pub node: String,
-    /// The cluster's Service ranges.
-    pub service_cidrs: Vec<IpNet>,
-    /// UDP port of the tunnel.
-    pub vxlan_port: u16,
-    /// VXLAN network identifier.
-    pub vni: u32,
-    /// MTU of the network between nodes.
-    pub uplink_mtu: u32,
-}
 
 /// What tells one table object from all others.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +46,17 @@ pub struct Change {
     pub objects: BTreeMap<Ref, Option<v1::Object>>,
     /// All that is wrong now, by what was compiled. Replaces what was said of it before.
     pub problems: BTreeMap<Ref, Vec<Problem>>,
+    /// The health checks that services ask for, or no longer.
+    pub health_checks: BTreeMap<Name, Option<HealthCheck>>,
+}
+
+/// What this node is to say to load balancers that ask whether it serves a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port that they ask on.
+    pub port: u16,
+    /// How many endpoints of this node are ready.
+    pub local_endpoints: u32,
 }
 
 /// Compiles what has changed.
@@ -63,12 +64,24 @@ pub struct Compiler {
     settings: Settings,
     identities: Identities,
     nodes: BTreeSet<Ref>,
+    view: View,
+    /// The pods of which something was said as for their host ports.
+    host_ports: BTreeSet<Name>,
+    /// The services with health checks.
+    checked: BTreeSet<Name>,
 }
 
 impl Compiler {
     /// A compiler that has compiled nothing yet.
     pub fn new(settings: Settings) -> Self {
-        Self { settings, identities: Identities::default(), nodes: BTreeSet::new() }
+        Self {
+            settings,
+            identities: Identities::default(),
+            nodes: BTreeSet::new(),
+            view: View::default(),
+            host_ports: BTreeSet::new(),
+            checked: BTreeSet::new(),
+        }
     }
 
     /// What it was made with.
@@ -95,12 +108,27 @@ impl Compiler {
             change.objects.extend(old.difference(&self.nodes).map(|gone| (gone.clone(), None)));
             let silent = old.difference(&self.nodes).map(|gone| (gone.clone(), Vec::new()));
             change.problems.extend(silent);
+            self.look_around(state, &mut touched);
+        }
+        for &(protocol, port) in &touched.node_ports {
+            touched.pods.extend(state.host_port_claimants(&self.settings.node, protocol, port).cloned());
         }
         for name in &touched.pods {
             nodes::compile_pod(state, &self.identities, name, &mut change);
+            if host_ports::compile(state, &self.settings, name, &mut change) {
+                self.host_ports.insert(name.clone());
+            } else if self.host_ports.remove(name) {
+                change.take_away(host_ports::of(name), Vec::new());
+            }
         }
         for name in &touched.services {
-            services::compile(state, name, &mut change);
+            let check = services::compile(state, &self.settings, &self.view, name, &mut change);
+            if check.is_some() {
+                self.checked.insert(name.clone());
+                change.health_checks.insert(name.clone(), check);
+            } else if self.checked.remove(name) {
+                change.health_checks.insert(name.clone(), None);
+            }
         }
         if touched.traits || touched.namespaces {
             touched.policies.extend(state.policies().map(|policy| policy.object.name.clone()));
@@ -116,6 +144,22 @@ impl Compiler {
         }
         change
     }
+
+    /// Notes what services see of the nodes, and which of them see it change.
+    fn look_around(&mut self, state: &State, touched: &mut Touched) {
+        let view = View::of(state, &self.settings);
+        if view.zone != self.view.zone {
+            let hinted = state.services().map(|stored| &stored.object.name).filter(|name| {
+                let mut endpoints = state.slices(name).flat_map(|stored| &stored.object.endpoints);
+                endpoints.any(|endpoint| !endpoint.for_zones.is_empty())
+            });
+            touched.services.extend(hinted.cloned());
+        }
+        if view.announcers != self.view.announcers || view.addresses != self.view.addresses {
+            touched.services.extend(state.services_outside().cloned());
+        }
+        self.view = view;
+    }
 }
 
 /// Compiles everything: the tables that the state asks for, and all that is wrong with it.
@@ -128,6 +172,8 @@ pub fn compile_all(state: &State, settings: Settings) -> (BTreeMap<Ref, v1::Obje
         namespaces: true,
         traits: true,
         addresses: true,
+        node_ports: BTreeSet::new(),
+        balancers: true,
     };
     let change = Compiler::new(settings).compile(state, touched);
     let objects = change.objects.into_iter().filter_map(|(at, object)| Some((at, object?)));

@@ -80,10 +80,15 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
         vxlan_port: settings.vxlan_port.into(),
         vni: settings.vni,
         pod_mtu: settings.uplink_mtu - overhead,
-        masquerade: None,
-        clamp_mss: false,
-        answer_echo: true,
-        backend_grace_seconds: 30,
+        masquerade: settings.masquerade.as_ref().map(|masquerade| v1::Masquerade {
+            except: masquerade.except.iter().map(|net| cidr(&net.trunc())).collect(),
+            first_port: (*masquerade.ports.start()).into(),
+            last_port: (*masquerade.ports.end()).into(),
+            per_pod: masquerade.per_pod,
+        }),
+        clamp_mss: settings.clamp_mss,
+        answer_echo: settings.answer_echo,
+        backend_grace_seconds: settings.backend_grace_seconds,
     };
     change.put(at, v1::object::Object::LocalNode(local), problems);
 }

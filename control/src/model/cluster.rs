@@ -1,17 +1,23 @@
-//! Nodes, namespaces and pods.
+//! Nodes and namespaces.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::{
-    Created, Invalid, Kind, Labels, Name, Protocol,
+    Created, Invalid, Kind, Labels, Name,
     check::{self, Faults},
 };
 
 /// Annotation of a Node that names the MAC of its VXLAN device.
 const VTEP_MAC: &str = "wirelane.io/vtep-mac";
+/// Label of a Node that names its zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// Label of a Node that load balancers are to leave out.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Taint of a Node that the cluster autoscaler is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// Label that the API server gives to every Namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
@@ -53,6 +59,14 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// The MAC of its VXLAN device, where an annotation names it.
     pub vtep_mac: Option<Mac>,
+    /// Its zone; empty where no label names it.
+    pub zone: String,
+    /// Whether it is Ready. One whose status says nothing of it, as in manifests written by hand, is.
+    pub is_ready: bool,
+    /// Whether it is being deleted, or is about to be.
+    pub is_leaving: bool,
+    /// Whether load balancers are to leave it out.
+    pub is_excluded: bool,
 }
 
 impl TryFrom<k8s::Node> for Node {
@@ -95,8 +109,22 @@ impl TryFrom<k8s::Node> for Node {
             mac
         });
 
+        let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+        let is_tainted = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
+        let labels = node.metadata.labels.as_ref();
+        let label = |key| labels.and_then(|labels| labels.get(key));
         let created = Created::of(&node.metadata);
-        faults.finish(Self { name, created, addresses, pod_cidrs, vtep_mac })
+        faults.finish(Self {
+            name,
+            created,
+            addresses,
+            pod_cidrs,
+            vtep_mac,
+            zone: label(ZONE).cloned().unwrap_or_default(),
+            is_ready: ready.is_none_or(|condition| condition.status == "True"),
+            is_leaving: is_tainted || node.metadata.deletion_timestamp.is_some(),
+            is_excluded: label(EXCLUDED).is_some(),
+        })
     }
 }
 
@@ -125,79 +153,5 @@ impl TryFrom<k8s::Namespace> for Namespace {
         let mut labels = namespace.metadata.labels.unwrap_or_default();
         labels.insert(NAMESPACE_NAME.to_owned(), name.name.clone());
         Ok(Self { name, labels })
-    }
-}
-
-/// A pod.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pod {
-    /// Its name.
-    pub name: Name,
-    /// When it was made.
-    pub created: Created,
-    /// Its labels.
-    pub labels: Labels,
-    /// Its addresses, at most one of each family; none before it has them.
-    pub addresses: Vec<IpAddr>,
-    /// The node that it runs on; empty before it is scheduled.
-    pub node: String,
-    /// Whether it has a network of its own and runs, or will: a pod in its node's network and one that has ended
-    /// hold no address and are chosen by no selector.
-    pub is_networked: bool,
-    /// The named ports of its containers.
-    pub named_ports: BTreeMap<(String, Protocol), u16>,
-}
-
-impl TryFrom<k8s::Pod> for Pod {
-    type Error = Invalid;
-
-    fn try_from(pod: k8s::Pod) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::Pod, &pod.metadata)?;
-        let mut faults = Faults::default();
-
-        let status = pod.status.unwrap_or_default();
-        let listed =
-            status.pod_ips.filter(|ips| !ips.is_empty()).map(|ips| ips.into_iter().map(|ip| ip.ip).collect());
-        let listed: Vec<String> = listed.unwrap_or_else(|| status.pod_ip.into_iter().collect());
-        let mut addresses = Vec::new();
-        for (i, address) in listed.iter().enumerate() {
-            addresses.extend(faults.take(check::address(format!("status.podIPs[{i}].ip"), address)));
-        }
-        faults.take(check::one_per_family("status.podIPs", &addresses, IpAddr::is_ipv4));
-
-        let spec = pod.spec.unwrap_or_default();
-        // An init container that is always restarted runs beside the others for the whole life of the pod.
-        let sidecars = spec.init_containers.iter().flatten().enumerate();
-        let sidecars =
-            sidecars.filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
-        let containers =
-            spec.containers.iter().enumerate().map(|(i, c)| (format!("spec.containers[{i}]"), c));
-        let sidecars = sidecars.map(|(i, c)| (format!("spec.initContainers[{i}]"), c));
-        let mut named_ports = BTreeMap::new();
-        for (field, container) in containers.chain(sidecars) {
-            for (i, port) in container.ports.iter().flatten().enumerate() {
-                let field = format!("{field}.ports[{i}]");
-                let number = faults.take(check::port(format!("{field}.containerPort"), port.container_port));
-                let protocol =
-                    faults.take(check::protocol(format!("{field}.protocol"), port.protocol.as_deref()));
-                let (Some(number), Some(protocol)) = (number, protocol) else { continue };
-                if let Some(name) = port.name.as_deref().filter(|name| !name.is_empty())
-                    && let Some(name) = faults.take(check::port_name(format!("{field}.name"), name))
-                {
-                    named_ports.entry((name, protocol)).or_insert(number);
-                }
-            }
-        }
-
-        let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        faults.finish(Self {
-            name,
-            created: Created::of(&pod.metadata),
-            labels: pod.metadata.labels.unwrap_or_default(),
-            addresses,
-            node: spec.node_name.unwrap_or_default(),
-            is_networked: !has_ended && spec.host_network != Some(true),
-            named_ports,
-        })
     }
 }

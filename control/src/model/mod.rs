@@ -3,9 +3,12 @@
 //! Kubernetes types stop here. Each type of this module is made from its Kubernetes namesake by `TryFrom`, which
 //! says of everything that is wrong which field it is and why.
 
+mod annotations;
 mod check;
 mod cluster;
+mod endpoints;
 mod labels;
+mod pod;
 mod policy;
 mod service;
 
@@ -14,11 +17,14 @@ use std::{fmt, sync::Arc};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::{
+    annotations::{Algorithm, Weights},
     check::{Fault, Invalid, Protocol},
-    cluster::{Mac, Namespace, Node, Pod},
+    cluster::{Mac, Namespace, Node},
+    endpoints::{Condition, Endpoint, EndpointPort, EndpointSlice},
     labels::{Labels, Requirement, Selector},
+    pod::{HostIp, HostPort, Pod},
     policy::{Directions, IpBlock, NamespaceScope, Peer, Policy, PolicyPort, Ports, Rule},
-    service::{Condition, Endpoint, EndpointPort, EndpointSlice, Exposure, Service, ServicePort},
+    service::{LoadBalancer, Service, ServicePort},
 };
 
 /// The kinds of object that Wirelane reads.

@@ -1,18 +1,20 @@
-//! Services and their endpoints.
+//! Services.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use k8s_openapi::api::{core::v1 as k8s, discovery::v1 as discovery};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as k8s;
 
 use super::{
     Created, Invalid, Kind, Name, Protocol,
+    annotations::{self, Algorithm, Annotations, Weights},
     check::{self, Faults},
 };
 
 /// Label of a Service that another proxy serves.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-/// Label of an EndpointSlice that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The `loadBalancerClass` of a Service whose addresses come from our pools, for clusters where that is not the default.
+const OWN_CLASS: &str = "wirelane.io/pool";
 /// Session affinity where a Service sets no time: three hours.
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
@@ -24,23 +26,49 @@ pub struct Service {
     pub name: Name,
     /// When it was made.
     pub created: Created,
-    /// Whether and where it is served.
-    pub exposure: Exposure,
+    /// Its own addresses, at most one of each family. None where it is not served by us: headless, an external name, or
+    /// left to another proxy.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Addresses that somebody else routes to the nodes.
+    pub external_ips: Vec<IpAddr>,
+    /// What it has as a service of type LoadBalancer.
+    pub load_balancer: Option<LoadBalancer>,
     /// Its ports, in its own order, with distinct names.
     pub ports: Vec<ServicePort>,
     /// Session affinity by client address, in seconds; 0 where there is none.
     pub affinity_seconds: u32,
-    /// Fields whose value asks for endpoints of the same node only.
-    pub local_policies: Vec<&'static str>,
+    /// Traffic from outside goes to endpoints of the node that it came to only, with the client's address.
+    pub external_local: bool,
+    /// Traffic from inside goes to endpoints of the client's node only.
+    pub internal_local: bool,
+    /// The port of every node that says whether there are endpoints on it.
+    pub health_check_port: Option<u16>,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
+    /// How often, in relation to the others.
+    pub weights: Weights,
+    /// Backends answer clients from outside by themselves.
+    pub direct_return: bool,
 }
 
-/// Whether and where a service is served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exposure {
-    /// Not by us: headless, an external name, or left to another proxy.
-    NotServed,
-    /// On these addresses, at most one of each family and at least one.
-    ClusterIps(Vec<IpAddr>),
+/// What only a service of type LoadBalancer has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadBalancer {
+    /// The addresses in its status that packets to it carry when they come to a node.
+    pub addresses: Vec<IpAddr>,
+    /// Whether somebody has given it addresses or names, of whatever kind.
+    pub has_ingress: bool,
+    /// Whether its addresses are to come from our pools.
+    pub is_ours: bool,
+    /// The pool, where it says which.
+    pub pool: Option<String>,
+    /// The addresses that it asks for.
+    pub requested: Vec<IpAddr>,
+    /// Path of the field that asks for them.
+    pub requested_in: String,
+    /// The only clients that it has, as far as its load-balancer addresses are concerned. Where there is none of an IP
+    /// family, everybody of that family.
+    pub source_ranges: Vec<IpNet>,
 }
 
 /// One port of a service.
@@ -57,11 +85,27 @@ pub struct ServicePort {
 }
 
 impl Service {
-    /// The addresses that it is served on.
-    pub fn cluster_ips(&self) -> &[IpAddr] {
-        match &self.exposure {
-            Exposure::NotServed => &[],
-            Exposure::ClusterIps(addresses) => addresses,
+    /// Whether it has an address of a family. kube-proxy serves a service in those families only, whatever other addresses
+    /// it may have.
+    pub fn has_family(&self, is_ipv4: bool) -> bool {
+        self.cluster_ips.iter().any(|address| address.is_ipv4() == is_ipv4)
+    }
+
+    fn not_served(name: Name, created: Created) -> Self {
+        Self {
+            name,
+            created,
+            cluster_ips: Vec::new(),
+            external_ips: Vec::new(),
+            load_balancer: None,
+            ports: Vec::new(),
+            affinity_seconds: 0,
+            external_local: false,
+            internal_local: false,
+            health_check_port: None,
+            algorithm: Algorithm::default(),
+            weights: Weights::default(),
+            direct_return: false,
         }
     }
 }
@@ -73,100 +117,186 @@ impl TryFrom<k8s::Service> for Service {
         let name = Name::of(Kind::Service, &service.metadata)?;
         let created = Created::of(&service.metadata);
         let mut faults = Faults::default();
+        let annotations = Annotations::new(&service.metadata.annotations);
         let spec = service.spec.unwrap_or_default();
 
         let has_other_proxy = service.metadata.labels.is_some_and(|labels| labels.contains_key(PROXY_NAME));
-        let listed = spec.cluster_ips.filter(|ips| !ips.is_empty());
-        let listed =
-            listed.unwrap_or_else(|| spec.cluster_ip.filter(|ip| !ip.is_empty()).into_iter().collect());
+        let listed = spec.cluster_ips.as_ref().filter(|ips| !ips.is_empty()).cloned();
+        let listed = listed
+            .unwrap_or_else(|| spec.cluster_ip.clone().filter(|ip| !ip.is_empty()).into_iter().collect());
         let service_type = spec.type_.as_deref().unwrap_or("ClusterIP");
         let is_headless = listed.first().is_some_and(|ip| ip == "None");
         if service_type == "ExternalName" || is_headless || has_other_proxy {
-            let exposure = Exposure::NotServed;
-            return Ok(Self {
-                name,
-                created,
-                exposure,
-                ports: Vec::new(),
-                affinity_seconds: 0,
-                local_policies: Vec::new(),
-            });
+            return Ok(Self::not_served(name, created));
         }
         if !matches!(service_type, "ClusterIP" | "NodePort" | "LoadBalancer") {
             faults.add("spec.type", format!("\"{service_type}\" is not a type of Service"));
         }
 
-        let mut addresses = Vec::new();
-        for (i, address) in listed.iter().enumerate() {
-            addresses.extend(faults.take(check::address(format!("spec.clusterIPs[{i}]"), address)));
-        }
-        faults.take(check::one_per_family("spec.clusterIPs", &addresses, IpAddr::is_ipv4));
+        let cluster_ips = addresses("spec.clusterIPs", &listed, &mut faults);
+        faults.take(check::one_per_family("spec.clusterIPs", &cluster_ips, IpAddr::is_ipv4));
         if listed.is_empty() {
             faults.add("spec.clusterIPs", "is missing");
         }
+        let external_ips =
+            addresses("spec.externalIPs", spec.external_ips.as_deref().unwrap_or_default(), &mut faults);
 
-        let mut ports = Vec::new();
-        let listed = spec.ports.unwrap_or_default();
-        if listed.is_empty() {
-            faults.add("spec.ports", "is missing");
-        }
-        for (i, port) in listed.iter().enumerate() {
-            let field = format!("spec.ports[{i}]");
-            let parsed = parse_port(&field, port, service_type, listed.len() > 1);
-            ports.extend(faults.take_all(parsed));
-        }
-        let (mut names, mut numbers, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for (i, port) in ports.iter().enumerate() {
-            if !names.insert(&port.name) {
-                faults.add(format!("spec.ports[{i}].name"), format!("\"{}\" is there twice", port.name));
-            }
-            if !numbers.insert((port.port, port.protocol)) {
-                let ServicePort { port, protocol, .. } = port;
-                faults.add(format!("spec.ports[{i}].port"), format!("{protocol} {port} is there twice"));
-            }
-            if let Some(number) = port.node_port
-                && !node_ports.insert((number, port.protocol))
-            {
-                let reason = format!("{} {number} is there twice", port.protocol);
-                faults.add(format!("spec.ports[{i}].nodePort"), reason);
-            }
-        }
+        let ports = parse_ports(&spec, service_type, &mut faults);
+        let affinity_seconds = parse_affinity(&spec, &mut faults);
+        let external = is_local("spec.externalTrafficPolicy", &spec.external_traffic_policy, &mut faults);
+        let internal_local =
+            is_local("spec.internalTrafficPolicy", &spec.internal_traffic_policy, &mut faults);
+        // The field has a default where nothing comes from outside, too; there it means nothing.
+        let external_local = external && (service_type != "ClusterIP" || !external_ips.is_empty());
 
-        let affinity_seconds = match spec.session_affinity.as_deref() {
-            None | Some("" | "None") => 0,
-            Some("ClientIP") => {
-                let seconds =
-                    spec.session_affinity_config.and_then(|config| config.client_ip?.timeout_seconds);
-                match seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS) {
-                    seconds @ 1..=MAX_AFFINITY_SECONDS => seconds.unsigned_abs(),
-                    seconds => {
-                        let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
-                        faults.add(field, format!("{seconds} is not in 1..{MAX_AFFINITY_SECONDS}"));
-                        0
-                    }
-                }
+        let status = service.status.and_then(|status| status.load_balancer).unwrap_or_default();
+        let is_balancer = service_type == "LoadBalancer";
+        let load_balancer =
+            is_balancer.then(|| parse_load_balancer(&spec, &status, &annotations, &mut faults));
+        // Where the API server has given none, there is none, as for kube-proxy.
+        let health_check_port = match spec.health_check_node_port.unwrap_or(0) {
+            port if port != 0 && is_balancer && external_local => {
+                faults.take(check::port("spec.healthCheckNodePort", port))
             }
-            Some(other) => {
-                faults.add("spec.sessionAffinity", format!("\"{other}\" is neither None nor ClientIP"));
-                0
-            }
+            _ => None,
         };
 
-        let mut local_policies = Vec::new();
-        for (field, policy) in [
-            ("spec.externalTrafficPolicy", spec.external_traffic_policy),
-            ("spec.internalTrafficPolicy", spec.internal_traffic_policy),
-        ] {
-            match policy.as_deref() {
-                None | Some("" | "Cluster") => {}
-                Some("Local") => local_policies.push(field),
-                Some(other) => faults.add(field, format!("\"{other}\" is neither Cluster nor Local")),
+        let algorithm = annotations.algorithm(&mut faults);
+        let weights = annotations.weights(&mut faults);
+        let direct_return = annotations.direct_return(&mut faults);
+        faults.finish(Self {
+            name,
+            created,
+            cluster_ips,
+            external_ips,
+            load_balancer,
+            ports,
+            affinity_seconds,
+            external_local,
+            internal_local,
+            health_check_port,
+            algorithm,
+            weights,
+            direct_return,
+        })
+    }
+}
+
+fn addresses(field: &str, listed: &[String], faults: &mut Faults) -> Vec<IpAddr> {
+    let parse =
+        |(i, address): (usize, &String)| faults.take(check::address(format!("{field}[{i}]"), address));
+    listed.iter().enumerate().filter_map(parse).collect()
+}
+
+fn is_local(field: &str, policy: &Option<String>, faults: &mut Faults) -> bool {
+    match policy.as_deref() {
+        None | Some("" | "Cluster") => false,
+        Some("Local") => true,
+        Some(other) => {
+            faults.add(field, format!("\"{other}\" is neither Cluster nor Local"));
+            false
+        }
+    }
+}
+
+fn parse_affinity(spec: &k8s::ServiceSpec, faults: &mut Faults) -> u32 {
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => 0,
+        Some("ClientIP") => {
+            let config = spec.session_affinity_config.as_ref();
+            let seconds = config.and_then(|config| config.client_ip.as_ref()?.timeout_seconds);
+            match seconds.unwrap_or(DEFAULT_AFFINITY_SECONDS) {
+                seconds @ 1..=MAX_AFFINITY_SECONDS => seconds.unsigned_abs(),
+                seconds => {
+                    let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+                    faults.add(field, format!("{seconds} is not in 1..{MAX_AFFINITY_SECONDS}"));
+                    0
+                }
             }
         }
-
-        let exposure = Exposure::ClusterIps(addresses);
-        faults.finish(Self { name, created, exposure, ports, affinity_seconds, local_policies })
+        Some(other) => {
+            faults.add("spec.sessionAffinity", format!("\"{other}\" is neither None nor ClientIP"));
+            0
+        }
     }
+}
+
+fn parse_load_balancer(
+    spec: &k8s::ServiceSpec,
+    status: &k8s::LoadBalancerStatus,
+    annotations: &Annotations<'_>,
+    faults: &mut Faults,
+) -> LoadBalancer {
+    let ingress = status.ingress.as_deref().unwrap_or_default();
+    let mut addresses = Vec::new();
+    for (i, entry) in ingress.iter().enumerate() {
+        let field = format!("status.loadBalancer.ingress[{i}]");
+        let Some(ip) = entry.ip.as_deref().filter(|ip| !ip.is_empty()) else { continue };
+        let address = faults.take(check::address(format!("{field}.ip"), ip));
+        match entry.ip_mode.as_deref() {
+            None | Some("" | "VIP") => addresses.extend(address),
+            // Its packets come with the address of a node or a pod; those to it are for the balancer itself.
+            Some("Proxy") => {}
+            Some(other) => {
+                faults.add(format!("{field}.ipMode"), format!("\"{other}\" is neither VIP nor Proxy"))
+            }
+        }
+    }
+
+    let mut source_ranges = Vec::new();
+    for (i, range) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        let field = format!("spec.loadBalancerSourceRanges[{i}]");
+        // The API server lets spaces pass.
+        source_ranges.extend(faults.take(check::cidr(field, range.trim())));
+    }
+
+    let (mut requested, mut requested_in) = (annotations.addresses(faults), annotations::addresses_field());
+    if requested.is_empty()
+        && let Some(address) = spec.load_balancer_ip.as_deref().filter(|ip| !ip.is_empty())
+    {
+        requested_in = "spec.loadBalancerIP".to_owned();
+        requested.extend(faults.take(check::address(&requested_in, address)));
+    }
+    faults.take(check::one_per_family(&requested_in, &requested, IpAddr::is_ipv4));
+    LoadBalancer {
+        addresses,
+        has_ingress: !ingress.is_empty(),
+        is_ours: matches!(spec.load_balancer_class.as_deref(), None | Some("" | OWN_CLASS)),
+        pool: annotations.pool(),
+        requested,
+        requested_in,
+        source_ranges,
+    }
+}
+
+fn parse_ports(spec: &k8s::ServiceSpec, service_type: &str, faults: &mut Faults) -> Vec<ServicePort> {
+    let mut ports = Vec::new();
+    let listed = spec.ports.as_deref().unwrap_or_default();
+    if listed.is_empty() {
+        faults.add("spec.ports", "is missing");
+    }
+    for (i, port) in listed.iter().enumerate() {
+        let field = format!("spec.ports[{i}]");
+        let parsed = parse_port(&field, port, service_type, listed.len() > 1);
+        ports.extend(faults.take_all(parsed));
+    }
+    let (mut names, mut numbers, mut node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (i, port) in ports.iter().enumerate() {
+        if !names.insert(&port.name) {
+            faults.add(format!("spec.ports[{i}].name"), format!("\"{}\" is there twice", port.name));
+        }
+        if !numbers.insert((port.port, port.protocol)) {
+            let ServicePort { port, protocol, .. } = port;
+            faults.add(format!("spec.ports[{i}].port"), format!("{protocol} {port} is there twice"));
+        }
+        if let Some(number) = port.node_port
+            && !node_ports.insert((number, port.protocol))
+        {
+            let reason = format!("{} {number} is there twice", port.protocol);
+            faults.add(format!("spec.ports[{i}].nodePort"), reason);
+        }
+    }
+    ports
 }
 
 fn parse_port(
@@ -183,6 +313,7 @@ fn parse_port(
     let protocol = faults.take(check::protocol(format!("{field}.protocol"), port.protocol.as_deref()));
     let number = faults.take(check::port(format!("{field}.port"), port.port));
     let node_port = match (service_type, port.node_port.unwrap_or(0)) {
+        // A load balancer may do without: `allocateLoadBalancerNodePorts: false`.
         ("ClusterIP", _) | ("LoadBalancer", 0) => None,
         (_, 0) => {
             faults.add(format!("{field}.nodePort"), "is missing");
@@ -197,126 +328,4 @@ fn parse_port(
         node_port,
     };
     faults.finish(port)
-}
-
-/// Some of a service's endpoints.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EndpointSlice {
-    /// Its name.
-    pub name: Name,
-    /// The service that they belong to, where the slice names one.
-    pub service: Option<Name>,
-    /// The ports that every one of them has.
-    pub ports: Vec<EndpointPort>,
-    /// The endpoints, all of one family.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// A port of every endpoint of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndpointPort {
-    /// The name of the service's port that it serves.
-    pub name: String,
-    /// Its protocol.
-    pub protocol: Protocol,
-    /// Its number.
-    pub port: u16,
-}
-
-/// One endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its address.
-    pub address: IpAddr,
-    /// What it can take.
-    pub condition: Condition,
-    /// The pod behind it, where the slice names one.
-    pub pod: Option<Name>,
-    /// The node it is on, where the slice names one.
-    pub node: String,
-}
-
-/// What an endpoint can take, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Condition {
-    /// New connections.
-    Ready,
-    /// It is going, and still serves: new connections where nobody is ready.
-    ServingTerminating,
-    /// Nothing.
-    NotReady,
-}
-
-impl Condition {
-    fn of(conditions: Option<&discovery::EndpointConditions>) -> Self {
-        let ready = conditions.and_then(|conditions| conditions.ready);
-        let serving = conditions.and_then(|conditions| conditions.serving);
-        let terminating = conditions.and_then(|conditions| conditions.terminating);
-        if ready.unwrap_or(true) {
-            Self::Ready
-        } else if serving.unwrap_or(true) && terminating.unwrap_or(false) {
-            Self::ServingTerminating
-        } else {
-            Self::NotReady
-        }
-    }
-}
-
-impl TryFrom<discovery::EndpointSlice> for EndpointSlice {
-    type Error = Invalid;
-
-    fn try_from(slice: discovery::EndpointSlice) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::EndpointSlice, &slice.metadata)?;
-        let mut faults = Faults::default();
-        let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-        let service = label.map(|service| Name::new(&name.namespace, service));
-
-        let is_ipv4 = match slice.address_type.as_str() {
-            "IPv4" => true,
-            "IPv6" => false,
-            // Names are resolved by clients: nothing for a dataplane.
-            "FQDN" => return Ok(Self { name, service, ports: Vec::new(), endpoints: Vec::new() }),
-            "" => return Err(check::Fault::new("addressType", "is missing").into()),
-            other => {
-                let reason = format!("\"{other}\" is none of IPv4, IPv6 and FQDN");
-                return Err(check::Fault::new("addressType", reason).into());
-            }
-        };
-
-        let mut ports = Vec::new();
-        for (i, port) in slice.ports.iter().flatten().enumerate() {
-            // Without a number it stands for every port, which no port of a Service can be matched to.
-            let Some(number) = port.port else { continue };
-            let number = faults.take(check::port(format!("ports[{i}].port"), number));
-            let protocol =
-                faults.take(check::protocol(format!("ports[{i}].protocol"), port.protocol.as_deref()));
-            if let (Some(port_number), Some(protocol)) = (number, protocol) {
-                let name = port.name.clone().unwrap_or_default();
-                ports.push(EndpointPort { name, protocol, port: port_number });
-            }
-        }
-
-        let mut endpoints = Vec::new();
-        for (i, endpoint) in slice.endpoints.iter().flatten().enumerate() {
-            // The addresses of one endpoint are interchangeable; like kube-proxy, we use the first.
-            let field = format!("endpoints[{i}].addresses[0]");
-            let address = endpoint.addresses.first().map_or("", String::as_str);
-            let Some(address) = faults.take(check::address(&field, address)) else { continue };
-            if address.is_ipv4() != is_ipv4 {
-                faults.add(&field, format!("{address} is not of the slice's addressType"));
-            }
-            let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-            let pod = target.and_then(|target| {
-                let namespace = target.namespace.as_deref().unwrap_or(&name.namespace);
-                Some(Name::new(namespace, target.name.as_deref()?))
-            });
-            endpoints.push(Endpoint {
-                address,
-                condition: Condition::of(endpoint.conditions.as_ref()),
-                pod,
-                node: endpoint.node_name.clone().unwrap_or_default(),
-            });
-        }
-        faults.finish(Self { name, service, ports, endpoints })
-    }
 }

@@ -5,6 +5,7 @@
 //! one memory are in one mode, and veth pairs copy: so does the uplink.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +21,7 @@ use crate::io::frame::{FramePool, HEADROOM};
 use crate::io::xsk::{RING, XskConfig, XskMemory, XskPort, ZeroCopy};
 use crate::kernel::host_link::{HostLink, HostRoutes};
 use crate::kernel::links::{self, Link};
+use crate::kernel::raw_socket::RawSocket;
 use crate::kernel::steering::{self, Program, SteeringLoader, SteeringRules, XdpMode};
 use crate::kernel::{KernelError, Netlink};
 use crate::tables::build::PortConfig;
@@ -216,6 +218,11 @@ impl Ports for AfXdpPorts {
             self.modes().insert(UPLINK_PORT, mode);
         }
         outside.route(routes)
+    }
+
+    fn send(&self, id: PortId, frame: &[u8]) -> io::Result<()> {
+        let index = self.sockets().open.get(&id).map(|open| open.link.index);
+        RawSocket::open(index.ok_or(io::ErrorKind::NotConnected)?)?.send(frame)
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod af_xdp;
 
 use std::error::Error;
+use std::io;
 
 use crate::batch::PortId;
 #[cfg(feature = "af-xdp")]
@@ -37,6 +38,12 @@ pub trait Ports: Send + Sync + 'static {
     /// # Errors
     /// When the kernel refuses a part of it; the next call tries again.
     fn steer(&self, steering: &Steering, routes: &HostRoutes) -> Result<(), PortError>;
+
+    /// Sends a frame out of an open port, as it is, though no worker has it.
+    ///
+    /// # Errors
+    /// When the kernel does not take it, or the port is not open.
+    fn send(&self, id: PortId, frame: &[u8]) -> io::Result<()>;
 }
 
 /// What is known of an interface once it is open.

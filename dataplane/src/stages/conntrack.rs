@@ -1,6 +1,6 @@
 //! conntrack: packets of known flows go straight to forward; the others are new, or belong nowhere.
 
-use crate::batch::{BATCH, Batch, Indices, Meta, flags};
+use crate::batch::{Answer, BATCH, Batch, Indices, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::{hop, policy};
 use crate::tables::UPLINK_PORT;
@@ -8,6 +8,7 @@ use crate::tables::flows::line::{Family, Line, V4, V6};
 use crate::tables::flows::state::{State, seen, seen_by};
 use crate::tables::flows::{FlowRef, FlowTable};
 use crate::tables::route::NextHop;
+use crate::tables::standing::Fate;
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::vxlan::Envelope;
 use crate::wire::{icmp, proto, tcp};
@@ -143,6 +144,10 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
                 waiting.new.push(index);
             }
             Ok(Tracked::NotOurs) => meta.verdict = Verdict::Host,
+            Ok(Tracked::Ended) => {
+                meta.refuse(DropReason::BackendGone, Answer::Reset);
+                waiting.answers.push(index);
+            }
             Err(reason) => meta.drop(reason),
         }
     }
@@ -169,6 +174,29 @@ enum Tracked {
     Known,
     New,
     NotOurs,
+    /// It belongs to a flow that has ended, of which its sender has to be told.
+    Ended,
+}
+
+/// Why a packet does not go on with its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// It is dropped.
+    Drop(DropReason),
+    /// Its flow has ended, and it begins a new one.
+    Anew,
+    /// Its flow has ended, and it does not begin a new one.
+    Ended,
+}
+
+impl Halt {
+    /// The reason, where the packet has to be dropped whatever halts it.
+    pub fn reason(self) -> DropReason {
+        match self {
+            Halt::Drop(reason) => reason,
+            Halt::Anew | Halt::Ended => DropReason::BackendGone,
+        }
+    }
 }
 
 #[inline(never)]
@@ -207,14 +235,22 @@ fn track<F: Family>(
         table.remove(&mut cx.retired[index], cx.epochs, flow);
         return Ok(Tracked::New);
     }
-    follow(flow, meta, frame_len, cx, table)?;
-    Ok(Tracked::Known)
+    match follow(flow, meta, frame_len, cx, table) {
+        Ok(()) => Ok(Tracked::Known),
+        Err(Halt::Anew) => {
+            let index = usize::from(meta.has(flags::V6));
+            table.remove(&mut cx.retired[index], cx.epochs, flow);
+            Ok(Tracked::New)
+        }
+        Err(Halt::Ended) => Ok(Tracked::Ended),
+        Err(Halt::Drop(reason)) => Err(reason),
+    }
 }
 
 /// The packet belongs to this flow: it is counted there, and forward finds it in the metadata.
 ///
 /// # Errors
-/// The reason why the flow may not or cannot go on.
+/// Why the flow may not or cannot go on.
 #[inline(always)]
 pub fn follow<F: Family>(
     flow: FlowRef,
@@ -222,7 +258,7 @@ pub fn follow<F: Family>(
     frame_len: usize,
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
-) -> Result<(), DropReason> {
+) -> Result<(), Halt> {
     let line = table.line(flow);
     if needs_look(line, cx) {
         revalidate(flow, meta, cx, table)?;
@@ -269,18 +305,39 @@ fn note_fin<F: Family>(flow: FlowRef, table: &FlowTable<F>) {
 /// Judges and routes one direction of a flow by the tables of now.
 ///
 /// # Errors
-/// The reason why it may not or cannot go on. A flow that policy denies goes no further while it does.
+/// Why it may not or cannot go on. A flow that policy denies goes no further while it does.
 #[cold]
 fn revalidate<F: Family>(
     flow: FlowRef,
     meta: &mut Meta,
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
-) -> Result<(), DropReason> {
+) -> Result<(), Halt> {
     let original = FlowRef::new(flow.record(), 0);
     let first = table.line(original).key();
     let to = table.line(original).rewrite().to;
-    let through_service = table.line(original).tail().ids() != (0, 0);
+    let ids = table.line(original).tail().ids();
+    let through_service = ids != (0, 0);
+    match cx.tables.fate(&first, ids) {
+        Fate::GoesOn => {}
+        // Replies that are under way still arrive: only who speaks to a backend can be heard by another.
+        Fate::Anew if flow.direction() == 1 => {}
+        Fate::Anew | Fate::Reset if meta.has(flags::ICMP_ERROR) => {
+            return Err(Halt::Drop(DropReason::IcmpUnrelated));
+        }
+        Fate::Anew => return Err(Halt::Anew),
+        // Not somebody who goes on, but who begins.
+        Fate::Reset if flow.direction() == 0 && meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN => {
+            return Err(Halt::Anew);
+        }
+        Fate::Reset => {
+            let tail = table.line(flow).tail();
+            // Either end gets its reset, and the flow then ends as one that was.
+            tail.mark(seen::RST);
+            tail.touch(cx.now.tick);
+            return Err(Halt::Ended);
+        }
+    }
     let ends =
         policy::Ends { src: first.src, dst: to.dst, proto: first.proto, port: to.dport, through_service };
     if let Err(denied) = policy::judge(&ends, cx.tables) {
@@ -288,10 +345,10 @@ fn revalidate<F: Family>(
         // begin a new one, which its policies may allow, and the denied side's would be that one's replies.
         table.line(flow).tail().touch(cx.now.tick);
         meta.flow = denied.subject;
-        return Err(DropReason::PolicyCut);
+        return Err(Halt::Drop(DropReason::PolicyCut));
     }
     let line = table.line(flow);
-    let next = hop::towards(&line.rewrite().to.dst, cx)?;
+    let next = hop::towards(&line.rewrite().to.dst, cx).map_err(Halt::Drop)?;
     line.tail().set_hop(next, cx.tables.revision as u32);
     Ok(())
 }

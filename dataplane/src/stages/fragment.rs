@@ -110,6 +110,6 @@ fn join<F: Family>(
 ) -> Result<Next, DropReason> {
     let hash = table.hash(&meta.key);
     let flow = table.lookup(hash, &meta.key).ok_or(DropReason::FragmentRefused)?;
-    conntrack::follow(flow, meta, frame_len, cx, table)?;
+    conntrack::follow(flow, meta, frame_len, cx, table).map_err(conntrack::Halt::reason)?;
     Ok(Next::Forward(hash))
 }

@@ -316,13 +316,7 @@ fn ipv4(frame: &mut Frame, meta: &mut Meta) -> Result<(), DropReason> {
 }
 
 /// A fragment of a datagram with so many bytes of headers that each fragment has.
-fn fragment(
-    meta: &mut Meta,
-    offset: u16,
-    more: bool,
-    len: usize,
-    headers: usize,
-) -> Result<(), DropReason> {
+fn fragment(meta: &mut Meta, offset: u16, more: bool, len: usize, headers: usize) -> Result<(), DropReason> {
     // RFC 791, 3.2; RFC 8200, 4.5. Beyond the end would make whoever puts it together write there.
     let end = headers + usize::from(offset) * 8 + len;
     if len == 0 || more && !len.is_multiple_of(8) || end > usize::from(u16::MAX) {

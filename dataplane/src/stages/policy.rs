@@ -2,6 +2,7 @@
 
 use crate::batch::{Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
+use crate::stages::conntrack::Halt;
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, hop};
 use crate::tables::flows::limits::Limit;
@@ -168,7 +169,7 @@ fn begin<F: Family>(
         Some(flow) => flow,
         None => commit(meta, choice.ids, admitted?, cx, table)?,
     };
-    conntrack::follow(flow, meta, frame_len, cx, table)
+    conntrack::follow(flow, meta, frame_len, cx, table).map_err(Halt::reason)
 }
 
 /// The host speaks from an address to which another node's replies would not come back through the tunnel.

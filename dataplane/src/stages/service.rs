@@ -99,12 +99,21 @@ fn backend(
         _ => meta.key.src,
     };
     let selection = port.select(kind, origin, &client)?;
-    let backend = if port.is_hashed() {
-        selection.backends.choose(maglev::hash(&client, meta.key.sport))
-    } else {
-        selection.backends.choose(cx.local.random())
-    };
+    let affinity = port.affinity();
+    let kept = affinity
+        .and_then(|lifetime| cx.affinity.recall(&client, port.id, selection.backends, cx.now.tick, lifetime));
+    let backend = kept.or_else(|| {
+        let bits = if port.is_hashed() {
+            maglev::hash(&client, if affinity.is_some() { 0 } else { meta.key.sport })
+        } else {
+            cx.local.random()
+        };
+        selection.backends.choose(bits)
+    });
     let backend = backend.ok_or(DropReason::NoBackend)?;
+    if affinity.is_some() {
+        cx.affinity.remember(&client, port.id, backend, selection.backends, cx.now.tick);
+    }
     Ok(Choice {
         address: backend.address,
         port: backend.port,

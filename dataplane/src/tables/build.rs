@@ -8,6 +8,7 @@ mod objects;
 mod pods;
 mod policies;
 mod services;
+mod standings;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use super::neighbours::Neighbours;
 use super::node_index::NodeIndex;
 use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
 use super::route::{Prefix, Route, Routes, host_prefix};
+use super::services::Id;
 use super::services::Services;
 use super::{MAX_PORTS, Node, NodeAddresses, PortKind, Steering, Tables, UPLINK_PORT};
 use crate::batch::PortId;
@@ -31,6 +33,8 @@ use objects::Objects;
 use pods::Pods;
 use policies::Isolation;
 use services::Frontends;
+pub use standings::Gone;
+use standings::Standings;
 
 /// A port as it was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +71,7 @@ pub struct Builder {
     names: Names,
     node_numbers: HashMap<String, u16>,
     frontends: Frontends,
+    standings: Standings,
     pods: Pods,
     isolation: Isolation,
     changed: Changed,
@@ -80,6 +85,10 @@ struct Changed {
     objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,
     ports: bool,
     uplink: bool,
+    /// Backends of flows that have come from another process.
+    found: Vec<(Id, Addr)>,
+    /// Backends whose grace is over.
+    graces: Vec<Gone>,
 }
 
 impl Builder {
@@ -133,7 +142,7 @@ impl Builder {
 
     /// The next revision of the tables. Shares with the one before it all that has not changed.
     pub fn build(&mut self, neighbours: &Neighbours) -> Arc<Tables> {
-        let Changed { objects: changed, ports, uplink } = std::mem::take(&mut self.changed);
+        let Changed { objects: changed, ports, uplink, found, graces } = std::mem::take(&mut self.changed);
         let mut next = self.current.clone();
         next.revision += 1;
         let (mut local, mut nodes, mut judgements) = (false, false, false);
@@ -145,11 +154,18 @@ impl Builder {
                 ObjectKey::Pod(_) => {
                     let [old, new] = versions.map(|object| object?.pod());
                     self.pods.change(old, new);
+                    let had = old.map_or(&[][..], |pod| &pod.addresses);
+                    let has = new.map_or(&[][..], |pod| &pod.addresses);
+                    for address in has.iter().filter(|address| !had.contains(address)) {
+                        self.standings.claim(*address, &mut next.services);
+                    }
                     judgements = true;
                 }
                 ObjectKey::Service(_) => {
                     let [old, new] = versions.map(|object| object?.service());
                     self.frontends.change(old, new, &mut next.services);
+                    let with = (&mut next.services, &mut self.names, &self.pods);
+                    self.standings.change(old, new, with, next.revision);
                 }
                 ObjectKey::Policy(_) => {
                     let [old, new] = versions.map(|object| object?.policy());
@@ -170,6 +186,10 @@ impl Builder {
         if ports {
             self.pods.change_ports(&self.ports);
         }
+        for (backend, address) in found {
+            self.standings.find(backend, address, &mut next.services, next.revision);
+        }
+        self.standings.end_graces(&graces, &mut next.services);
         self.frontends.build(&mut next.services, &self.objects, &mut self.names);
         self.pods.build(&mut next, &self.objects, &self.ports);
         self.isolation.build(&mut next.policies, &self.objects);
@@ -181,11 +201,30 @@ impl Builder {
         if local || nodes || uplink || ports || judgements {
             next.flows_valid_since = next.revision as u32;
         }
+        if std::mem::take(&mut self.standings.unsettled) {
+            next.flows_unsettled_in = next.revision;
+        }
         if std::mem::take(&mut self.frontends.steering_changed) || local {
             next.steering = Arc::new(self.steering(&next.services));
         }
         self.current = next;
         Arc::new(self.current.clone())
+    }
+
+    /// Flows to these backends, at these addresses, have come from another process. Those that no Service has get their
+    /// grace with the next revision.
+    pub fn find_backends(&mut self, backends: impl IntoIterator<Item = (Id, Addr)>) {
+        self.changed.found.extend(backends);
+    }
+
+    /// The grace of these backends is over: their connections end with the next revision.
+    pub fn end_graces(&mut self, gone: Vec<Gone>) {
+        self.changed.graces.extend(gone);
+    }
+
+    /// Backends that have gone since this was asked last, and have their grace.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        self.standings.take_gone()
     }
 
     /// Every object, in the order of their keys.

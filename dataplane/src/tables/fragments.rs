@@ -125,7 +125,10 @@ impl Fate {
             Fate::Host => 1,
             Fate::Echoed => 2,
             Fate::Flow { sport, dport, proto, end } => {
-                3 | u64::from(sport) << 2 | u64::from(dport) << 18 | u64::from(proto) << 34 | u64::from(end) << 42
+                3 | u64::from(sport) << 2
+                    | u64::from(dport) << 18
+                    | u64::from(proto) << 34
+                    | u64::from(end) << 42
             }
         }
     }

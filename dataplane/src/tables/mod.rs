@@ -1,6 +1,7 @@
 //! The tables: one immutable state with a revision ([`Tables`]), and the one table that workers write
 //! ([`flows`]).
 
+pub mod affinity;
 pub mod backends;
 pub mod build;
 pub mod flows;
@@ -14,6 +15,7 @@ pub mod policy;
 pub mod recent;
 pub mod route;
 pub mod services;
+pub mod standing;
 
 use std::sync::Arc;
 
@@ -48,6 +50,8 @@ pub struct Tables {
     /// A flow compiled under an earlier revision has to be judged and routed anew: the last revision that
     /// changed policies, identities, routes or ports. Truncated like the revisions in flows.
     pub flows_valid_since: u32,
+    /// The last revision in which a backend ceased to serve, or to be there: flows to it may have to end.
+    pub flows_unsettled_in: u64,
     /// This node; `None` before the control process has said anything.
     pub local: Option<Arc<LocalNode>>,
     /// The node's own addresses, for each family: uplink, gateway. Unspecified where there is none.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 pub use super::backends::{Backend, Backends};
 use super::map::Map;
-use super::objects::FrontendKind;
+use super::objects::{self, FrontendKind};
 use super::route::Prefix;
+use super::standing::Standing;
 use crate::batch::Key;
 use crate::prefetch;
 use crate::verdict::DropReason;
@@ -25,6 +26,8 @@ pub struct Services {
     /// Every address that is some Service's own: on other ports it refuses.
     pub(super) addresses: Map<Addr, ()>,
     pub(super) backends: usize,
+    /// Of every backend that has not gone for good. See [`super::standing`].
+    pub(super) standings: Map<Id, Standing>,
 }
 
 /// Where a frontend is reached. Node ports have no address of their own, and an entry for each family.
@@ -149,6 +152,11 @@ impl Services {
         self.addresses.contains_key(address)
     }
 
+    /// How things stand with a backend, also one that no new connection may go to.
+    pub fn standing(&self, backend: Id) -> Standing {
+        self.standings.get(&backend).copied().unwrap_or(Standing::Gone)
+    }
+
     /// Number of backends, also of those that get no new connections.
     pub fn backends(&self) -> usize {
         self.backends
@@ -227,9 +235,11 @@ pub fn port_name(service: &str, port: &str, proto: u8) -> String {
     format!("{service}:{port}/{proto}")
 }
 
-/// The name under which a service port's backend is numbered.
-pub fn backend_name(port_name: &str, address: Addr, port: u16) -> String {
-    format!("{port_name} {address} {port}")
+/// The name under which a service port's backend is numbered. The pod is part of it: another one with the same address
+/// is another backend, which is not to get the connections of the one before.
+pub fn backend_name(port_name: &str, backend: &objects::Backend) -> String {
+    let objects::Backend { address, port, pod, .. } = backend;
+    format!("{port_name} {address} {port} {pod}")
 }
 
 #[cfg(test)]

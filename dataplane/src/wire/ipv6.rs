@@ -127,7 +127,12 @@ pub fn transport(packet: &[u8]) -> Option<Transport> {
                     let behind = offset + 8;
                     payload = Some(behind);
                     if found.offset != 0 {
-                        return Some(Transport { proto: header[0], offset: behind, fragment, payload: behind });
+                        return Some(Transport {
+                            proto: header[0],
+                            offset: behind,
+                            fragment,
+                            payload: behind,
+                        });
                     }
                 }
                 8

@@ -81,11 +81,25 @@ fn follows() -> Vec<Row> {
                 piece(&pong, 1906, 1)
             }),
         row("an atomic fragment is none (RFC 6946)")
-            .input(WEB, tcp().from("[fd00:244:1::10]:1907").to("[fd00:244:1::11]:80").syn().fragment(0, false).from_pod(WEB))
+            .input(
+                WEB,
+                tcp()
+                    .from("[fd00:244:1::10]:1907")
+                    .to("[fd00:244:1::11]:80")
+                    .syn()
+                    .fragment(0, false)
+                    .from_pod(WEB),
+            )
             .begins(&["parse", "conntrack", "service", "policy", "forward"])
             .forwards(
                 API,
-                tcp().from("[fd00:244:1::10]:1907").to("[fd00:244:1::11]:80").syn().fragment(0, false).hop().to_pod(API),
+                tcp()
+                    .from("[fd00:244:1::10]:1907")
+                    .to("[fd00:244:1::11]:80")
+                    .syn()
+                    .fragment(0, false)
+                    .hop()
+                    .to_pod(API),
             ),
         row("a fragment out of a tunnel")
             .input(UPLINK_PORT, in_tunnel(&from_node2(1908), 1908, 0))
@@ -152,7 +166,13 @@ fn others() -> Vec<Row> {
 fn refused() -> Vec<Row> {
     use DropReason::*;
     let tcp_to_db = |sport: u16| {
-        tcp().from("10.244.1.10:0").source_port(sport).to("10.244.1.12:5432").syn().payload(&[7; 1500]).from_pod(WEB)
+        tcp()
+            .from("10.244.1.10:0")
+            .source_port(sport)
+            .to("10.244.1.12:5432")
+            .syn()
+            .payload(&[7; 1500])
+            .from_pod(WEB)
     };
     let good = || piece(&dns(1930), 1930, 0);
     let v6 = |sport, n| piece(&dns_v6(sport), u32::from(sport), n);
@@ -198,7 +218,10 @@ fn refused() -> Vec<Row> {
             .input(WEB, dns(1936).payload(&[7; 100]).fragment(65_528, false))
             .drops(BadFragment),
         row("a fragment of nothing")
-            .input(WEB, other(proto::UDP).from("10.244.1.10").to("10.96.0.12").fragment(8, false).from_pod(WEB))
+            .input(
+                WEB,
+                other(proto::UDP).from("10.244.1.10").to("10.96.0.12").fragment(8, false).from_pod(WEB),
+            )
             .drops(BadFragment),
         row("a fragment in a fragment")
             .input(WEB, {
@@ -224,9 +247,6 @@ fn refused() -> Vec<Row> {
             .input(UPLINK_PORT, piece(&to_tunnel(), 1939, 1))
             .via(STOPPED)
             .drops(FragmentRefused),
-        row("a fragment in another pod's name")
-            .input(DB, good())
-            .via(STOPPED)
-            .drops(SpoofedSource),
+        row("a fragment in another pod's name").input(DB, good()).via(STOPPED).drops(SpoofedSource),
     ]
 }

@@ -8,6 +8,7 @@
 mod af_xdp;
 mod conntrack;
 mod decap;
+mod endings;
 mod forward;
 mod fragments;
 mod host;
@@ -144,6 +145,12 @@ impl Row {
     fn begins(mut self, stages: &[&'static str]) -> Row {
         self.flows = 1;
         self.via(stages)
+    }
+
+    /// A flow ends with it.
+    fn ends_flow(mut self) -> Row {
+        self.flows = -1;
+        self
     }
 
     fn forwards(mut self, port: PortId, packet: impl Into<Vec<u8>>) -> Row {
@@ -344,6 +351,7 @@ fn rows() -> Vec<Row> {
         parse::rows(),
         decap::rows(),
         conntrack::rows(),
+        endings::rows(),
         service::rows(),
         policy::rows(),
         forward::rows(),

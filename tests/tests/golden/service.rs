@@ -1,7 +1,7 @@
 //! service: ClusterIPs, node ports, and what is refused.
 
-use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::tables::objects::ObjectKey;
+use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, VNI, WEB, vtep_mac};
 use wirelane_tests::node::Control;
@@ -14,7 +14,7 @@ const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
 
 pub fn rows() -> Vec<Row> {
-    [cluster_ips(), node_ports(), refused()].into_iter().flatten().collect()
+    [cluster_ips(), node_ports(), traffic_policies(), refused()].into_iter().flatten().collect()
 }
 
 /// Echoes to Services' addresses are to be answered.
@@ -229,6 +229,89 @@ fn node_ports() -> Vec<Row> {
             .input(UPLINK_PORT, udp().from("198.51.100.7:1426").to("192.0.2.1:30080").from_net(254))
             .via(TO_SERVICE)
             .to_host(),
+    ]
+}
+
+fn traffic_policies() -> Vec<Row> {
+    use DropReason::*;
+    let from_outside =
+        |sport: u16, to: &str| tcp().from("198.51.100.7:0").source_port(sport).to(to).syn().from_net(254);
+    let from_api = |sport: u16, to: &str| tcp().from("10.244.1.11:0").source_port(sport).to(to).syn();
+    let to_web = |from: &str| tcp().from(from).to("10.244.1.10:8080").syn().hop().to_pod(WEB);
+    vec![
+        row("a NodePort, policy Local: the client's address stays")
+            .input(UPLINK_PORT, from_outside(1480, "192.0.2.1:30090"))
+            .begins(NEW)
+            .forwards(WEB, to_web("198.51.100.7:1480")),
+        row("a NodePort, policy Local, no backend here: dropped")
+            .input(UPLINK_PORT, from_outside(1481, "192.0.2.1:30091"))
+            .via(TO_SERVICE)
+            .drops(NoLocalBackend),
+        row("a ClusterIP, policy Local, no backend here: dropped")
+            .input(API, from_api(1482, "10.96.0.21:80").from_pod(API))
+            .via(TO_SERVICE)
+            .drops(NoLocalBackend),
+        row("a pod to a NodePort, policy Local: as if from outside, to any backend")
+            .input(API, from_api(1483, "192.0.2.1:30091").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(from_api(1483, "10.244.2.10:8080").hop())),
+        row("the node to a load balancer's address, policy Local: to any backend, masqueraded")
+            .input(HOST_PORT, tcp().from("10.244.1.1:1484").to("203.0.113.81:80").syn().from_host())
+            .begins(NEW)
+            .forwards(
+                UPLINK_PORT,
+                to_node2(tcp().from("10.244.1.1:1484").to("10.244.2.10:8080").syn().hop()),
+            ),
+        row("out of a tunnel to a NodePort, policy Local")
+            .input(UPLINK_PORT, {
+                let (src, dst) = link::inner_from("192.0.2.2");
+                let inner = tcp().from("10.244.2.11:1485").to("192.0.2.1:30090").syn().link(src, dst);
+                udp()
+                    .from("192.0.2.2:50000")
+                    .to("192.0.2.1:4789")
+                    .without_checksum()
+                    .vxlan(VNI, inner)
+                    .from_net(2)
+            })
+            .begins(NEW_DECAP)
+            .forwards(WEB, to_web("10.244.2.11:1485")),
+        row("a load balancer's address, from its source ranges")
+            .input(UPLINK_PORT, from_outside(1486, "203.0.113.80:80"))
+            .begins(NEW)
+            .forwards(WEB, to_web("198.51.100.7:1486")),
+        row("a load balancer's address, not from its source ranges: dropped")
+            .input(UPLINK_PORT, tcp().from("203.0.113.9:1487").to("203.0.113.80:80").syn().from_net(254))
+            .via(TO_SERVICE)
+            .drops(SourceRange),
+        row("a pod to a load balancer's address, not from its source ranges: dropped")
+            .input(API, from_api(1488, "203.0.113.80:80").from_pod(API))
+            .via(TO_SERVICE)
+            .drops(SourceRange),
+        row("the node to a load balancer's address whose source ranges have the node's own")
+            .input(HOST_PORT, tcp().from("10.244.1.1:1489").to("203.0.113.80:80").syn().from_host())
+            .begins(NEW)
+            .forwards(WEB, to_web("10.244.1.1:1489")),
+        row("a port that a load balancer's address does not have: reset")
+            .input(UPLINK_PORT, from_outside(1490, "203.0.113.80:81"))
+            .via(TO_SERVICE)
+            .refuses(
+                ServiceUndefined,
+                tcp()
+                    .from("203.0.113.80:81")
+                    .to("198.51.100.7:1490")
+                    .flags(flag::RST | flag::ACK)
+                    .numbers(0, 1001)
+                    .window(0)
+                    .to_net(254),
+            ),
+        row("a host port: the client's address stays")
+            .input(UPLINK_PORT, from_outside(1491, "192.0.2.1:8088"))
+            .begins(NEW)
+            .forwards(WEB, to_web("198.51.100.7:1491")),
+        row("a pod to its own host port: masqueraded")
+            .input(WEB, tcp().from("10.244.1.10:1492").to("192.0.2.1:8088").syn().from_pod(WEB))
+            .begins(NEW)
+            .forwards(WEB, to_web("10.244.1.1:1492")),
     ]
 }
 

@@ -280,8 +280,7 @@ impl Model<'_> {
             let name = port_name(&service.name, &port.name, port.proto);
             let backends = port.backends.iter().filter(|backend| backend.cluster == Usable::Chosen);
             let backends = backends.filter(|backend| backend.address.is_v4() == key.dst.is_v4());
-            let backends: BTreeSet<String> =
-                backends.map(|backend| backend_name(&name, backend.address, backend.port)).collect();
+            let backends: BTreeSet<String> = backends.map(|backend| backend_name(&name, backend)).collect();
             return format!("{name} {:?} {backends:?}", frontend.kind);
         }
         if self.is_own_address(&key.dst) && !to_node { "wrong port" } else { "nothing" }.into()

@@ -68,6 +68,12 @@ impl Pods {
         self.stale.extend(self.claims.iter().map(|(address, _)| *address));
     }
 
+    /// Whether an address is by now another pod's than this one's (empty: nobody knows whose it was).
+    pub fn is_anothers(&self, address: Addr, pod: &str) -> bool {
+        let claims = self.claims.range((address, Arc::default())..);
+        !pod.is_empty() && claims.take_while(|claim| claim.0 == address).any(|(_, name)| **name != *pod)
+    }
+
     /// Brings the tables up to date.
     pub fn build(&mut self, next: &mut Tables, objects: &Objects, ports: &[Option<PortConfig>]) {
         if std::mem::take(&mut self.stale_ports) {

@@ -170,8 +170,9 @@ fn compile(
     let mut backends = |usable: fn(&objects::Backend) -> Usable, before: &[&Backends]| {
         let chosen = of_family().filter(|backend| usable(backend) == Usable::Chosen);
         let mut weighted: Vec<(Backend, u32)> = chosen
-            .map(|&objects::Backend { address, port, weight, .. }| {
-                (Backend { id: names.id(&backend_name(&name, address, port)), address, port }, weight)
+            .map(|backend| {
+                let id = names.id(&backend_name(&name, backend));
+                (Backend { id, address: backend.address, port: backend.port }, backend.weight)
             })
             .collect();
         weighted.sort_unstable_by_key(|(backend, _)| (backend.address, backend.port));

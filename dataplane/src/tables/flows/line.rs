@@ -15,7 +15,8 @@
 //! ```
 //!
 //! Addresses, ports, rewrite and ids are written before the flow is published and never again. Next hop,
-//! revision, last seen, counters and `seen` are written only by the worker that carries this direction.
+//! revision, last seen, counters and `seen` are written only by the worker that carries this direction; but any thread
+//! may make the revision an old one ([`Tail::unsettle`]).
 //!
 //! Two words have something else in their spare bits. That of the ports (bits 40 to 55, from the low end): how many
 //! packets the other direction had when this one sent its FIN, and whether a pod began the flow. The ids of the
@@ -239,6 +240,15 @@ impl Tail<'_> {
     #[inline(always)]
     pub fn set_hop(&self, hop: NextHop, revision: u32) {
         self.hop.store(u64::from(hop.bits()) | u64::from(revision) << 32, Ordering::Relaxed);
+    }
+
+    /// Has the next packet of the direction judged and routed anew, as flows are that were judged before `valid_since`;
+    /// until then nothing changes for it. For any thread. It gives way to the worker that carries the direction, if
+    /// that has decided anew this instant.
+    pub fn unsettle(&self, valid_since: u32) {
+        let word = self.hop.load(Ordering::Relaxed);
+        let older = word & u64::from(u32::MAX) | u64::from(valid_since.wrapping_sub(1)) << 32;
+        let _ = self.hop.compare_exchange(word, older, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Counts a packet. Only for the worker that carries the direction.

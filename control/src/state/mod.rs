@@ -2,13 +2,15 @@
 //!
 //! Applying an event says what may have to be compiled again because of it ([`Touched`]), and nothing else does.
 
+mod claims;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::Hash,
     net::IpAddr,
     sync::Arc,
 };
 
+use self::claims::Claims;
 use crate::{
     model::{
         Created, EndpointSlice, Key, Kind, Labels, Name, Namespace, Node, Object, Pod, Policy, Protocol,
@@ -37,12 +39,24 @@ pub struct State {
     policies: BTreeMap<Name, Stored<Policy>>,
     /// Addresses of pods that were attached before their status named them.
     attached: BTreeMap<Name, Vec<IpAddr>>,
+    /// Addresses that load balancers were given out of our pools.
+    assigned: BTreeMap<Name, Vec<IpAddr>>,
     slices_of: HashMap<Name, BTreeSet<Name>>,
+    slices_with_pod: HashMap<Name, BTreeSet<Name>>,
     traits: BTreeMap<Traits, usize>,
     pod_addresses: Claims<IpAddr>,
+    /// By protocol, port and node.
+    host_ports: Claims<(Protocol, u16, String)>,
     cluster_ips: Claims<IpAddr>,
     node_ports: Claims<(Protocol, u16)>,
+    balancers: Claims<Front>,
+    externals: Claims<Front>,
+    /// The services that want an address, or a port of it, beside their own.
+    outside: HashMap<IpAddr, BTreeSet<Name>>,
 }
+
+/// A port of an address that several services may share.
+pub type Front = (IpAddr, Protocol, u16);
 
 /// Everything about a pod that a policy can tell it from other pods by. The labels of its namespace are not among it:
 /// there is one set of them for all pods of the namespace.
@@ -73,6 +87,10 @@ pub struct Touched {
     pub traits: bool,
     /// Which pod has which address.
     pub addresses: bool,
+    /// Which service has these ports of all nodes.
+    pub node_ports: BTreeSet<(Protocol, u16)>,
+    /// Which load balancers want addresses.
+    pub balancers: bool,
 }
 
 impl State {
@@ -95,7 +113,9 @@ impl State {
             }
             Object::Service(object) => {
                 let name = object.name.clone();
-                self.change_service(&name, Some(Stored { object, origin }), touched);
+                self.change_service(&name, touched, |state| {
+                    state.services.insert(name.clone(), Stored { object, origin });
+                });
             }
             Object::EndpointSlice(object) => {
                 let name = object.name.clone();
@@ -123,7 +143,9 @@ impl State {
             Kind::Pod => self.change_pod(name, touched, |state| {
                 state.pods.remove(name);
             }),
-            Kind::Service => self.change_service(name, None, touched),
+            Kind::Service => self.change_service(name, touched, |state| {
+                state.services.remove(name);
+            }),
             Kind::EndpointSlice => self.change_slice(name, None, touched),
             Kind::NetworkPolicy => {
                 touched.policies.insert(name.clone());
@@ -141,6 +163,25 @@ impl State {
                 state.attached.insert(pod.clone(), addresses);
             }
         });
+    }
+
+    /// Gives a load balancer addresses for as long as its own status names none; an empty list takes them back.
+    pub fn assign(&mut self, service: &Name, addresses: Vec<IpAddr>, touched: &mut Touched) {
+        if self.assigned(service) == addresses {
+            return;
+        }
+        self.change_service(service, touched, |state| {
+            if addresses.is_empty() {
+                state.assigned.remove(service);
+            } else {
+                state.assigned.insert(service.clone(), addresses);
+            }
+        });
+    }
+
+    /// A node.
+    pub fn node(&self, name: &str) -> Option<&Stored<Node>> {
+        self.nodes.get(&Name::new("", name))
     }
 
     /// The nodes.
@@ -197,6 +238,40 @@ impl State {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
+    /// The pods of a node that claim a port of it, the holder first.
+    pub fn host_port_claimants<'a>(
+        &'a self,
+        node: &str,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = &'a Name> + use<'a> {
+        self.host_ports.claimants(&(protocol, port, node.to_owned()))
+    }
+
+    /// The addresses that a load balancer was given out of our pools.
+    pub fn assigned(&self, service: &Name) -> &[IpAddr] {
+        self.assigned.get(service).map_or(&[], Vec::as_slice)
+    }
+
+    /// The addresses that packets to a load balancer carry when they come to a node.
+    pub fn balancer_addresses<'a>(&'a self, service: &'a Service) -> &'a [IpAddr] {
+        match &service.load_balancer {
+            None => &[],
+            Some(balancer) if balancer.has_ingress => &balancer.addresses,
+            Some(_) => self.assigned(&service.name),
+        }
+    }
+
+    /// The services that want an address beside their own.
+    pub fn services_at(&self, address: IpAddr) -> impl Iterator<Item = &Name> {
+        self.outside.get(&address).into_iter().flatten()
+    }
+
+    /// The services with addresses beside their own.
+    pub fn services_outside(&self) -> impl Iterator<Item = &Name> {
+        self.outside.values().flatten()
+    }
+
     /// Who holds a service's address.
     pub fn cluster_ip_holder(&self, address: IpAddr) -> Option<&Name> {
         self.cluster_ips.holder(&address)
@@ -205,6 +280,16 @@ impl State {
     /// Who holds a port of all nodes.
     pub fn node_port_holder(&self, protocol: Protocol, port: u16) -> Option<&Name> {
         self.node_ports.holder(&(protocol, port))
+    }
+
+    /// Which load balancer holds a port of an address.
+    pub fn balancer_holder(&self, front: Front) -> Option<&Name> {
+        self.balancers.holder(&front)
+    }
+
+    /// Which service holds a port of an external address, as far as no load balancer does.
+    pub fn external_holder(&self, front: Front) -> Option<&Name> {
+        self.externals.holder(&front)
     }
 
     /// A policy.
@@ -243,17 +328,25 @@ impl State {
     fn change_pod(&mut self, name: &Name, touched: &mut Touched, change: impl FnOnce(&mut Self)) {
         let claim = |state: &Self| {
             let pod = state.pods.get(name).filter(|pod| pod.object.is_networked)?;
-            Some((pod.object.created, state.pod_addresses(&pod.object), Traits::of(&pod.object)))
+            let addresses = state.pod_addresses(&pod.object);
+            Some((pod.object.created, addresses, host_ports(&pod.object), Traits::of(&pod.object)))
         };
-        let before = claim(self);
+        let weight = |state: &Self| state.pods.get(name).and_then(|pod| pod.object.weight);
+        let (before, weight_before) = (claim(self), weight(self));
         change(self);
         let after = claim(self);
         touched.pods.insert(name.clone());
+        if weight(self) != weight_before {
+            let slices = self.slices_with_pod.get(name).into_iter().flatten();
+            let services = slices.filter_map(|slice| self.slices.get(slice)?.object.service.clone());
+            touched.services.extend(services);
+        }
         if before == after {
             return;
         }
-        if let Some((created, addresses, traits)) = before {
+        if let Some((created, addresses, ports, traits)) = before {
             self.pod_addresses.release(name, created, &addresses, &mut touched.pods);
+            self.host_ports.release(name, created, &ports, &mut touched.pods);
             let count = self.traits.entry(traits.clone()).or_default();
             *count -= 1;
             if *count == 0 {
@@ -261,8 +354,9 @@ impl State {
                 touched.traits = true;
             }
         }
-        if let Some((created, addresses, traits)) = after {
+        if let Some((created, addresses, ports, traits)) = after {
             self.pod_addresses.claim(name, created, &addresses, &mut touched.pods);
+            self.host_ports.claim(name, created, &ports, &mut touched.pods);
             let count = self.traits.entry(traits).or_default();
             *count += 1;
             touched.traits |= *count == 1;
@@ -270,43 +364,125 @@ impl State {
         touched.addresses = true;
     }
 
-    fn change_service(&mut self, name: &Name, new: Option<Stored<Service>>, touched: &mut Touched) {
-        let old = self.services.remove(name);
+    fn change_service(&mut self, name: &Name, touched: &mut Touched, change: impl FnOnce(&mut Self)) {
+        let before = self.services.get(name).map(|stored| ServiceClaims::of(self, &stored.object));
+        change(self);
+        let after = self.services.get(name).map(|stored| ServiceClaims::of(self, &stored.object));
         touched.services.insert(name.clone());
-        if let Some(Stored { object: service, .. }) = old {
-            self.cluster_ips.release(name, service.created, service.cluster_ips(), &mut touched.services);
-            self.node_ports.release(name, service.created, &node_ports(&service), &mut touched.services);
+        touched.balancers |= before.iter().chain(&after).any(|claims| claims.is_balancer);
+        if before == after {
+            return;
         }
-        if let Some(stored) = new {
-            let service = &stored.object;
-            self.cluster_ips.claim(name, service.created, service.cluster_ips(), &mut touched.services);
-            self.node_ports.claim(name, service.created, &node_ports(service), &mut touched.services);
-            self.services.insert(name.clone(), stored);
+        let services = &mut touched.services;
+        if let Some(claims) = before {
+            let created = claims.created;
+            self.cluster_ips.release(name, created, &claims.cluster_ips, services);
+            self.node_ports.release(name, created, &claims.node_ports, services);
+            self.balancers.release(name, created, &claims.balancers, services);
+            self.externals.release(name, created, &claims.externals, services);
+            for address in claims.outside() {
+                if let Some(names) = self.outside.get_mut(&address) {
+                    names.remove(name);
+                    if names.is_empty() {
+                        self.outside.remove(&address);
+                    }
+                }
+            }
+            self.concern(&claims, touched);
+        }
+        if let Some(claims) = after {
+            let (created, services) = (claims.created, &mut touched.services);
+            self.cluster_ips.claim(name, created, &claims.cluster_ips, services);
+            self.node_ports.claim(name, created, &claims.node_ports, services);
+            self.balancers.claim(name, created, &claims.balancers, services);
+            self.externals.claim(name, created, &claims.externals, services);
+            for address in claims.outside() {
+                self.outside.entry(address).or_default().insert(name.clone());
+            }
+            self.concern(&claims, touched);
         }
     }
 
+    /// Tells who of another sort is concerned when these claims come or go: the addresses of services come before those of
+    /// load balancers, these before external ones, and node ports before host ports.
+    fn concern(&self, claims: &ServiceClaims, touched: &mut Touched) {
+        let outside = claims.cluster_ips.iter().filter_map(|address| self.outside.get(address)).flatten();
+        let externals = claims.balancers.iter().flat_map(|front| self.externals.claimants(front));
+        touched.services.extend(outside.chain(externals).cloned());
+        touched.node_ports.extend(&claims.node_ports);
+    }
+
     fn change_slice(&mut self, name: &Name, new: Option<Stored<EndpointSlice>>, touched: &mut Touched) {
-        if let Some(service) = self.slices.remove(name).and_then(|old| old.object.service.clone()) {
-            if let Some(slices) = self.slices_of.get_mut(&service) {
-                slices.remove(name);
-                if slices.is_empty() {
-                    self.slices_of.remove(&service);
-                }
+        if let Some(Stored { object: old, .. }) = self.slices.remove(name) {
+            if let Some(service) = &old.service {
+                remove(&mut self.slices_of, service, name);
+                touched.services.insert(service.clone());
             }
-            touched.services.insert(service);
+            for pod in old.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+                remove(&mut self.slices_with_pod, pod, name);
+            }
         }
         if let Some(stored) = new {
             if let Some(service) = &stored.object.service {
                 self.slices_of.entry(service.clone()).or_default().insert(name.clone());
                 touched.services.insert(service.clone());
             }
+            for pod in stored.object.endpoints.iter().filter_map(|endpoint| endpoint.pod.as_ref()) {
+                self.slices_with_pod.entry(pod.clone()).or_default().insert(name.clone());
+            }
             self.slices.insert(name.clone(), stored);
         }
     }
 }
 
-fn node_ports(service: &Service) -> Vec<(Protocol, u16)> {
-    service.ports.iter().filter_map(|port| Some((port.protocol, port.node_port?))).collect()
+/// What a service wants that others may want, too.
+#[derive(PartialEq)]
+struct ServiceClaims {
+    created: Created,
+    cluster_ips: Vec<IpAddr>,
+    node_ports: Vec<(Protocol, u16)>,
+    balancers: Vec<Front>,
+    externals: Vec<Front>,
+    is_balancer: bool,
+}
+
+impl ServiceClaims {
+    fn of(state: &State, service: &Service) -> Self {
+        let fronts = |addresses: &[IpAddr]| {
+            let ports = |&address| service.ports.iter().map(move |port| (address, port.protocol, port.port));
+            addresses.iter().flat_map(ports).collect()
+        };
+        Self {
+            created: service.created,
+            cluster_ips: service.cluster_ips.clone(),
+            node_ports: service
+                .ports
+                .iter()
+                .filter_map(|port| Some((port.protocol, port.node_port?)))
+                .collect(),
+            balancers: fronts(state.balancer_addresses(service)),
+            externals: fronts(&service.external_ips),
+            is_balancer: service.load_balancer.is_some(),
+        }
+    }
+
+    /// The addresses beside the service's own.
+    fn outside(&self) -> BTreeSet<IpAddr> {
+        self.balancers.iter().chain(&self.externals).map(|&(address, ..)| address).collect()
+    }
+}
+
+fn host_ports(pod: &Pod) -> Vec<(Protocol, u16, String)> {
+    pod.host_ports.iter().map(|port| (port.protocol, port.host_port, pod.node.clone())).collect()
+}
+
+fn remove(index: &mut HashMap<Name, BTreeSet<Name>>, key: &Name, name: &Name) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
+        }
+    }
 }
 
 impl Traits {
@@ -316,44 +492,6 @@ impl Traits {
             namespace: pod.name.namespace.clone(),
             labels: pod.labels.clone(),
             named_ports: pod.named_ports.clone(),
-        }
-    }
-}
-
-/// Who claims what only one object can have. The oldest claimant holds it; among equals, the first by name.
-struct Claims<K> {
-    claimants: HashMap<K, BTreeSet<(Created, Name)>>,
-}
-
-impl<K> Default for Claims<K> {
-    fn default() -> Self {
-        Self { claimants: HashMap::new() }
-    }
-}
-
-impl<K: Clone + Eq + Hash> Claims<K> {
-    fn holder(&self, key: &K) -> Option<&Name> {
-        self.claimants.get(key)?.first().map(|(_, name)| name)
-    }
-
-    /// Adds a claimant, and tells who else is concerned.
-    fn claim(&mut self, name: &Name, created: Created, keys: &[K], concerned: &mut BTreeSet<Name>) {
-        for key in keys {
-            let claimants = self.claimants.entry(key.clone()).or_default();
-            claimants.insert((created, name.clone()));
-            concerned.extend(claimants.iter().map(|(_, name)| name.clone()));
-        }
-    }
-
-    /// Takes a claimant back, and tells who else is concerned.
-    fn release(&mut self, name: &Name, created: Created, keys: &[K], concerned: &mut BTreeSet<Name>) {
-        for key in keys {
-            let Some(claimants) = self.claimants.get_mut(key) else { continue };
-            claimants.remove(&(created, name.clone()));
-            concerned.extend(claimants.iter().map(|(_, name)| name.clone()));
-            if claimants.is_empty() {
-                self.claimants.remove(key);
-            }
         }
     }
 }

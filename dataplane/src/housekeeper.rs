@@ -1,0 +1,189 @@
+//! The thread that ends what has lost its backend: graces that are over, and then the flows themselves.
+//!
+//! It is woken by each revision that takes a backend away. The first time it goes through the flows at once; then it
+//! rests for several times as long as that took, so that a thousand such revisions a second cost a few passes.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::batch::Key;
+use crate::clock::Now;
+use crate::dataplane::Dataplane;
+use crate::endings;
+use crate::endings::probe::Prober;
+use crate::ports::Ports;
+
+/// The thread. Ends when this is dropped.
+#[derive(Debug)]
+pub struct Housekeeper {
+    bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Between two pieces of a pass: workers and publishers come first.
+const BREATH: Duration = Duration::from_micros(50);
+/// Between two passes at least, and how many times as long as the last has taken.
+const REST: Duration = Duration::from_millis(20);
+const RESTS: u32 = 4;
+/// Ends that have not answered are asked so often, at this distance.
+const ROUNDS: u32 = 4;
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
+/// No more segments than these at once: what is left has its turn in the next round.
+const PROBES: usize = 10_000;
+
+impl Housekeeper {
+    /// Keeps this dataplane's house.
+    ///
+    /// # Errors
+    /// When there is no thread to be had, or no memory.
+    pub fn start<P: Ports>(dataplane: &Arc<Dataplane<P>>) -> io::Result<Housekeeper> {
+        let bell = dataplane.bell().clone();
+        let mut keeping = Keeping {
+            prober: Prober::new(dataplane.shared().clone())?,
+            random: RandomState::new(),
+            settled: 0,
+            rounds: 0,
+            not_before: Instant::now(),
+            next_round: None,
+        };
+        // Weak, since the dataplane is to end before what keeps its house.
+        let dataplane = Arc::downgrade(dataplane);
+        let thread = std::thread::Builder::new().name("housekeeper".into()).spawn({
+            let bell = bell.clone();
+            move || keeping.keep(&bell, &dataplane)
+        })?;
+        Ok(Housekeeper { bell, thread: Some(thread) })
+    }
+}
+
+impl Drop for Housekeeper {
+    fn drop(&mut self) {
+        self.bell.end();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Rung when there is something to do.
+#[derive(Debug, Default)]
+pub struct Bell {
+    rung: Mutex<Rung>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Rung {
+    rung: bool,
+    ended: bool,
+}
+
+impl Bell {
+    /// There is something to do.
+    pub fn ring(&self) {
+        self.lock().rung = true;
+        self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the bell, but not longer than until `until`. Returns false at the end.
+    fn wait(&self, until: Option<Instant>) -> bool {
+        let mut rung = self.lock();
+        while !rung.rung && !rung.ended {
+            let Some(until) = until else {
+                rung = self.changed.wait(rung).expect("nobody panics with the bell");
+                continue;
+            };
+            let Some(left) = until.checked_duration_since(Instant::now()) else { break };
+            rung = self.changed.wait_timeout(rung, left).expect("nobody panics with the bell").0;
+        }
+        rung.rung = false;
+        !rung.ended
+    }
+
+    /// Waits until then, but for the end. Returns false at the end.
+    fn rest(&self, until: Instant) -> bool {
+        let mut rung = self.lock();
+        while !rung.ended {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return true };
+            rung = self.changed.wait_timeout(rung, left).expect("nobody panics with the bell").0;
+        }
+        false
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rung> {
+        self.rung.lock().expect("nobody panics with the bell")
+    }
+}
+
+/// The thread's state.
+struct Keeping {
+    prober: Prober,
+    random: RandomState,
+    /// The revision whose flows have been gone through.
+    settled: u64,
+    /// How often ends are to be asked yet, and when next.
+    rounds: u32,
+    next_round: Option<Instant>,
+    /// The end of the rest.
+    not_before: Instant,
+}
+
+impl Keeping {
+    fn keep<P: Ports>(&mut self, bell: &Bell, dataplane: &Weak<Dataplane<P>>) {
+        let mut next = None;
+        while bell.wait(next) && bell.rest(self.not_before) {
+            let Some(dataplane) = dataplane.upgrade() else { return };
+            next = self.look(&dataplane);
+        }
+    }
+
+    /// Does what there is to do. Returns when there will be more, if nobody rings.
+    fn look<P: Ports>(&mut self, dataplane: &Dataplane<P>) -> Option<Instant> {
+        let next_grace = dataplane.end_graces();
+        let tables = dataplane.shared().tables();
+        let began = Instant::now();
+        let is_news = tables.flows_unsettled_in > self.settled;
+        if is_news {
+            self.rounds = ROUNDS;
+        }
+        if is_news || self.next_round.is_some_and(|next| next <= began) {
+            self.rounds = self.rounds.saturating_sub(1);
+            let (mut ends, mut left) = (0, PROBES);
+            endings::unsettle(dataplane.shared(), &tables, |found| {
+                ends += found.len();
+                for end in found.iter().take(left) {
+                    self.ask(end, dataplane);
+                }
+                left = left.saturating_sub(found.len());
+                std::thread::sleep(BREATH);
+            });
+            self.settled = tables.flows_unsettled_in;
+            let now = Instant::now();
+            self.next_round = (ends > 0 && self.rounds > 0).then(|| now + BETWEEN_ROUNDS);
+            self.not_before = now + REST.max(RESTS * (now - began));
+            if ends > 0 {
+                tracing::debug!(
+                    ends,
+                    "ends of connections whose backend is gone, and that have not been told"
+                );
+            }
+        }
+        [next_grace, self.next_round].into_iter().flatten().min()
+    }
+
+    fn ask<P: Ports>(&mut self, end: &Key, dataplane: &Dataplane<P>) {
+        let random = self.random.hash_one((end, self.rounds));
+        if let Some((port, frame)) = self.prober.probe(end, random, Now::read()) {
+            // The next round tries again.
+            let _ = dataplane.ports().send(port, &frame);
+        }
+    }
+}

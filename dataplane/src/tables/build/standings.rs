@@ -1,0 +1,148 @@
+//! One Service's change, as the flows to its backends have to know it (see [`crate::tables::standing`]).
+
+use hashbrown::{HashMap, HashSet};
+
+use super::names::Names;
+use super::pods::Pods;
+use crate::tables::objects::{Frontend, Service};
+use crate::tables::services::{Id, Services, backend_name, port_name};
+use crate::tables::standing::Standing;
+use crate::wire::{Addr, proto};
+
+/// Which backends have gone, and where they were.
+#[derive(Debug, Default)]
+pub(super) struct Standings {
+    /// Those within their grace, by address.
+    leaving: HashMap<Addr, Vec<Id>>,
+    /// Those that have gone since somebody asked, with the revision in which they did.
+    gone: Vec<Gone>,
+    /// Whether there may be flows that cannot go on, for another reason than before.
+    pub unsettled: bool,
+}
+
+/// A backend that has gone, and still has its grace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// Its number.
+    pub backend: Id,
+    /// Where it was.
+    pub address: Addr,
+    /// The revision in which it went.
+    pub revision: u64,
+}
+
+impl Standings {
+    /// A Service is new, different (`old`: what it was), or gone; in this revision.
+    pub fn change(
+        &mut self,
+        old: Option<&Service>,
+        new: Option<&Service>,
+        (services, names, pods): (&mut Services, &mut Names, &Pods),
+        revision: u64,
+    ) {
+        let now: HashMap<Id, Backend> = backends(new, names).collect();
+        for (id, backend) in &now {
+            let standing = if backend.serving { Standing::Serving } else { Standing::NotServing };
+            let before = services.standings.get(id).copied();
+            if before == Some(standing) {
+                continue;
+            }
+            self.unsettled |= before.is_some() && standing == Standing::NotServing;
+            if let Some(Standing::Leaving(_)) = before {
+                self.forget(backend.address, *id);
+            }
+            services.standings.insert(*id, standing);
+        }
+        for (id, backend) in backends(old, names).filter(|(id, _)| !now.contains_key(id)) {
+            self.unsettled = true;
+            // Its connections shall never reach somebody else who has its address by now.
+            if pods.is_anothers(backend.address, backend.pod) {
+                services.standings.remove(&id);
+            } else {
+                self.leave(id, backend.address, services, revision);
+            }
+        }
+        let before: HashSet<_> = datagram_frontends(old).collect();
+        self.unsettled |= datagram_frontends(new).any(|frontend| !before.contains(&frontend));
+    }
+
+    /// Somebody new has this address: what was there before has gone for good.
+    pub fn claim(&mut self, address: Addr, services: &mut Services) {
+        for id in self.leaving.remove(&address).into_iter().flatten() {
+            services.standings.remove(&id);
+            self.unsettled = true;
+        }
+    }
+
+    /// Flows to this backend are there, from before anything was known: if no Service has it, it has its grace from now on.
+    pub fn find(&mut self, backend: Id, address: Addr, services: &mut Services, revision: u64) {
+        if services.standing(backend) == Standing::Gone {
+            self.leave(backend, address, services, revision);
+        }
+    }
+
+    /// The grace of these is over, unless they have come back meanwhile.
+    pub fn end_graces(&mut self, gone: &[Gone], services: &mut Services) {
+        for Gone { backend, address, revision } in gone {
+            if services.standing(*backend) == Standing::Leaving(*revision) {
+                services.standings.remove(backend);
+                self.forget(*address, *backend);
+                self.unsettled = true;
+            }
+        }
+    }
+
+    /// Those whose grace has begun since this was asked last.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        std::mem::take(&mut self.gone)
+    }
+
+    fn leave(&mut self, backend: Id, address: Addr, services: &mut Services, revision: u64) {
+        services.standings.insert(backend, Standing::Leaving(revision));
+        self.leaving.entry(address).or_default().push(backend);
+        self.gone.push(Gone { backend, address, revision });
+    }
+
+    fn forget(&mut self, address: Addr, backend: Id) {
+        if let Some(ids) = self.leaving.get_mut(&address) {
+            ids.retain(|id| *id != backend);
+            if ids.is_empty() {
+                self.leaving.remove(&address);
+            }
+        }
+    }
+}
+
+/// A Service's backend, as far as its flows go.
+struct Backend<'a> {
+    address: Addr,
+    pod: &'a str,
+    serving: bool,
+}
+
+fn backends<'a>(
+    service: Option<&'a Service>,
+    names: &mut Names,
+) -> impl Iterator<Item = (Id, Backend<'a>)> + use<'a> {
+    let mut all = Vec::new();
+    for (service, port) in
+        service.into_iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)))
+    {
+        let port_name = port_name(&service.name, &port.name, port.proto);
+        all.extend(port.backends.iter().map(|backend| {
+            let id = names.id(&backend_name(&port_name, backend));
+            let (address, pod, serving) = (backend.address, &*backend.pod, backend.serving);
+            (id, Backend { address, pod, serving })
+        }));
+    }
+    all.into_iter()
+}
+
+/// Where a Service is reached other than by TCP.
+fn datagram_frontends(service: Option<&Service>) -> impl Iterator<Item = (u8, Option<Addr>, u16)> + '_ {
+    let ports = service.into_iter().flat_map(|service| &service.ports);
+    ports.filter(|port| port.proto != proto::TCP).flat_map(|port| {
+        let of = |frontend: &Frontend| (port.proto, frontend.address, frontend.port);
+        port.frontends.iter().map(of)
+    })
+}

@@ -1,0 +1,1 @@
+//! What of a packet is changed, and what of the packets about it.
