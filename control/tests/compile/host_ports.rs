@@ -86,7 +86,11 @@ fn host_ports_of_one_number_are_different_by_protocol_and_address() {
     let compiled = Compiled::of(&with_ports(
         "a",
         2,
-        &format!("{}, {}", port(", hostIP: 0.0.0.0"), port(", hostIP: \"::\"").replace("80,", "81,")),
+        &format!(
+            "{}, {}",
+            port(", hostIP: 0.0.0.0"),
+            port(", hostIP: \"::\"").replace("containerPort: 80", "containerPort: 81")
+        ),
     ));
     let [port] = &service(&compiled, "x/pod:a").unwrap().ports[..] else { panic!() };
     assert_eq!(port.frontends.len(), 1);
