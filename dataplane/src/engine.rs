@@ -152,6 +152,7 @@ impl Onlooker {
             flows_v4: &self.shared.flows_v4,
             flows_v6: &self.shared.flows_v6,
             retired: &mut self.retired,
+            affinity: &self.shared.affinity,
             epochs: &self.shared.epochs,
             fragments: &self.shared.fragments,
             neighbours: &self.shared.neighbours,
