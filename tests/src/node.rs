@@ -14,7 +14,7 @@ use wirelane_dataplane::path::STAGES;
 use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::build::{Builder, UplinkRoutes};
 use wirelane_dataplane::tables::flows::{FlowTable, Rules};
-use wirelane_dataplane::tables::objects::{Object, ObjectKey};
+use wirelane_dataplane::tables::objects::{LocalNode, Object, ObjectKey};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_dataplane::worker::{Worker, WorkerConfig};
 
@@ -68,6 +68,16 @@ impl Control {
     pub fn change(&mut self, upserts: Vec<Object>, deletes: &[ObjectKey]) {
         self.builder.change(upserts, deletes);
         self.publish();
+    }
+
+    /// What holds for this node and the whole cluster is otherwise.
+    pub fn change_local_node(&mut self, change: impl FnOnce(&mut LocalNode)) {
+        let Some(Object::LocalNode(local)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref) else {
+            panic!("no local node");
+        };
+        let mut local = local.clone();
+        change(&mut local);
+        self.change(vec![Object::LocalNode(local)], &[]);
     }
 
     /// The kernel's routes on the uplink are others.

@@ -4,16 +4,22 @@ use wirelane_dataplane::tables::objects::ObjectKey;
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, VNI, WEB, vtep_mac};
+use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
 use super::link::{self, Link};
-use super::{NEW, NEW_DECAP, Row, row};
+use super::{KNOWN, NEW, NEW_DECAP, Row, row};
 
 const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
 
 pub fn rows() -> Vec<Row> {
     [cluster_ips(), node_ports(), traffic_policies(), refused()].into_iter().flatten().collect()
+}
+
+/// Echoes to Services' addresses are to be answered.
+fn answer_echo(control: &mut Control) {
+    control.change_local_node(|local| local.answer_echo = true);
 }
 
 /// To `node2` out of this node.
@@ -125,6 +131,26 @@ fn cluster_ips() -> Vec<Row> {
                 WEB,
                 tcp().from("[fd00:244:1::1]:1411").to("[fd00:244:1::10]:8080").syn().hop().to_pod(WEB),
             ),
+        row("to an SCTP ClusterIP, on another port than the backend's: its CRC is mended (RFC 9260)")
+            .input(API, sctp(1460, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
+            .begins(NEW)
+            .forwards(WEB, sctp(1460, 5002).from("10.244.1.11").to("10.244.1.10").hop().to_pod(WEB)),
+        row("the answer of an SCTP ClusterIP, from another port than was asked")
+            .after(API, sctp(1461, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
+            .input(WEB, sctp(5002, 1461).from("10.244.1.10").to("10.244.1.11").from_pod(WEB))
+            .via(KNOWN)
+            .forwards(API, sctp(5001, 1461).from("10.96.0.14").to("10.244.1.11").hop().to_pod(API)),
+        row("an ICMP error about SCTP to a ClusterIP: embedded ports and CRC are translated back")
+            .after(API, sctp(1463, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
+            .input(WEB, {
+                let got = sctp(1463, 5002).from("10.244.1.11").to("10.244.1.10").hop();
+                port_unreachable(&got).from_pod(WEB)
+            })
+            .via(KNOWN)
+            .forwards(API, {
+                let sent = sctp(1463, 5001).from("10.244.1.11").to("10.96.0.14").hop();
+                port_unreachable(&sent).hop().to_pod(API)
+            }),
         row("to an SCTP ClusterIP, on the backend's own port")
             .input(API, sctp(1412, 5000).from("10.244.1.11").to("10.96.0.14").from_pod(API))
             .begins(NEW)
@@ -429,13 +455,20 @@ fn refused() -> Vec<Row> {
             .input(API, question(1453, "10.96.0.10:80"))
             .via(TO_SERVICE)
             .refuses(ServiceUndefined, port_unreachable(&question(1453, "10.96.0.10:80")).to_pod(API)),
-        row("ping of a ClusterIP: unreachable")
+        row("ping of a ClusterIP, which is to be answered")
+            .told(answer_echo)
+            .input(API, ping(1464).from("10.244.1.11").to("10.96.0.10").payload(b"hello").from_pod(API))
+            .via(TO_SERVICE)
+            .replies(pong(1464).from("10.96.0.10").to("10.244.1.11").payload(b"hello").to_pod(API)),
+        row("ping of a ClusterIP, which is to be answered, IPv6")
+            .told(answer_echo)
+            .input(API, ping(1465).from("fd00:244:1::11").to("fd00:96::10").payload(b"hello").from_pod(API))
+            .via(TO_SERVICE)
+            .replies(pong(1465).from("fd00:96::10").to("fd00:244:1::11").payload(b"hello").to_pod(API)),
+        row("ping of a ClusterIP, which is not to be answered")
             .input(API, ping(1454).from("10.244.1.11").to("10.96.0.10").from_pod(API))
             .via(TO_SERVICE)
-            .refuses(
-                ServiceUndefined,
-                port_unreachable(&ping(1454).from("10.244.1.11").to("10.96.0.10")).to_pod(API),
-            ),
+            .drops(EchoUnanswered),
         row("an address of the Service range that no Service has: dropped in silence")
             .input(API, syn(1455, "10.96.9.9:80"))
             .via(TO_SERVICE)
@@ -457,13 +490,9 @@ fn refused() -> Vec<Row> {
             .input(API, syn(1459, "10.96.0.15:80"))
             .via(TO_POLICY)
             .drops(ServiceLoop),
-        row("SCTP to another port than it was sent to")
-            .input(API, sctp(1460, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
-            .via(TO_POLICY)
-            .drops(UnsupportedProtocol),
-        row("SCTP whose replies would be another flow's: its ports cannot be changed")
-            .after(API, sctp(1461, 5000).from("10.244.1.11").to("10.96.0.14").from_pod(API))
-            .input(API, sctp(1461, 5000).from("10.244.1.11").to("10.244.1.10").from_pod(API))
+        row("a protocol without ports whose replies would be another flow's")
+            .after(HOST_PORT, other(47).from("10.244.1.1").to("10.244.2.10").payload(&[7; 20]).from_host())
+            .input(HOST_PORT, other(47).from("192.0.2.1").to("10.244.2.10").payload(&[7; 20]).from_host())
             .via(TO_POLICY)
             .drops(SourcePortsExhausted),
         row("a backend that is not attached")

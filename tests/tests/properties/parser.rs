@@ -18,6 +18,7 @@ use wirelane_dataplane::stats::WorkerStats;
 use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::flows::line::{V4, V6};
 use wirelane_dataplane::tables::flows::{FlowTable, Share};
+use wirelane_dataplane::tables::fragments::Fragments;
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::{HOST_PORT, Tables};
 use wirelane_dataplane::verdict::{DropReason, Verdict};
@@ -34,6 +35,7 @@ struct Parser {
     retired: [Share; 2],
     affinity: Affinity,
     epochs: Arc<Epochs>,
+    fragments: Fragments,
     neighbours: Neighbours,
     stats: WorkerStats,
     pool: FramePool,
@@ -51,6 +53,7 @@ impl Parser {
             retired: [0, 1].map(|_| Share::new(0, 1)),
             affinity: Affinity::new(0).unwrap(),
             epochs: Epochs::new(0),
+            fragments: Fragments::new(0),
             neighbours: Neighbours::default(),
             stats: WorkerStats::default(),
             pool: FramePool::in_memory(1, 4096).unwrap(),
@@ -71,6 +74,7 @@ impl Parser {
             retired: &mut self.retired,
             affinity: &self.affinity,
             epochs: &self.epochs,
+            fragments: &self.fragments,
             neighbours: &self.neighbours,
             stats: &self.stats,
             local: &mut Local::new(1),
