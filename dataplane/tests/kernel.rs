@@ -379,7 +379,12 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         .unwrap();
         assert_eq!(
             shown(),
-            ["10.244.0.0/16 10.244.1.1", "10.96.0.0/16 10.244.1.1", "fd00:244::/32 fd00:244:1::1"]
+            [
+                "10.244.0.0/16 10.244.1.1",
+                "10.96.0.0/16 10.244.1.1",
+                "169.254.1.1 10.244.1.1",
+                "fd00:244::/32 fd00:244:1::1"
+            ]
         );
         assert!(
             node.ip("neigh show dev wirelane").contains("169.254.1.1 lladdr ee:ee:ee:ee:ee:ee PERMANENT")
@@ -392,7 +397,7 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         node.ip("route add 10.99.0.0/16 dev wirelane");
         let adopted = open(1);
         adopted.sync(&netlink, &routes(&["10.244.7.1"], &["10.244.0.0/16", "fd00:96::/112"])).unwrap();
-        assert_eq!(shown(), ["10.244.0.0/16 10.244.7.1", "fd00:96::/112 -"]);
+        assert_eq!(shown(), ["10.244.0.0/16 10.244.7.1", "169.254.1.1 10.244.7.1", "fd00:96::/112 -"]);
         let addresses = node.ip("addr show dev wirelane");
         assert!(addresses.contains("10.244.7.1/32") && !addresses.contains("10.244.1.1"), "{addresses}");
         assert!(!addresses.contains("fd00:244:1::1"), "{addresses}");

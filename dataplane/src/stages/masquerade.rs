@@ -2,17 +2,20 @@
 //!
 //! What only has to come back to this node goes behind its gateway address, which other nodes send through the tunnel.
 //! What leaves the cluster from this node's pods goes behind the node's own address, since nobody outside knows the way
-//! to a pod; there the node's own connections are, too, so that these get ports of a range of their own.
+//! to a pod; there the node's own connections are, too, so that these get ports of a range of their own. And what the node
+//! says to itself, through a Service, comes from the router that its kernel sees here: from itself it would take nothing
+//! that comes from elsewhere.
 //!
 //! That no two flows' replies look the same is the flow table's to say, which takes a reply's key once. Here the ports
 //! are tried from one on that the connection's hash chooses, through the whole range: if none is found, none was free.
 
 use crate::batch::{Key, Meta, flags};
+use crate::stages::parse::{LINK_GATEWAY_V4, LINK_GATEWAY_V6};
 use crate::stages::service::Choice;
-use crate::tables::Tables;
 use crate::tables::flows::FlowTable;
 use crate::tables::flows::line::Family;
 use crate::tables::route::{Hop, NextHop};
+use crate::tables::{HOST_PORT, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, proto};
 
@@ -41,6 +44,10 @@ impl Source {
         let (src, node) = (meta.key.src, tables.node(meta.has(flags::V6)));
         let any_port =
             Source { address: src, limit: 0, keeps_port: true, first: UNPRIVILEGED, last: u16::MAX };
+        if meta.has(flags::FROM_HOST) && next == NextHop::port(HOST_PORT) {
+            let router = if meta.has(flags::V6) { Addr(LINK_GATEWAY_V6) } else { Addr::v4(LINK_GATEWAY_V4) };
+            return Ok(Source { address: router, ..any_port });
+        }
         let leaves = matches!(next.hop(), Hop::Neighbour(_));
         if leaves
             && (choice.masquerade || node.pods.contains(&src))
@@ -70,7 +77,7 @@ fn is_hidden(meta: &Meta, next: NextHop, tables: &Tables) -> bool {
 }
 
 /// The ports that a flow may get, one by one.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Ports {
     translated: Key,
     keeps_port: bool,
@@ -96,6 +103,12 @@ impl Ports {
         Ports { translated, keeps_port, first, len, start: start as u32, tried: 0 }
     }
 
+    /// What the flow is turned into with the port that is tried first.
+    #[inline]
+    pub fn first(&self) -> Key {
+        if self.keeps_port { self.translated } else { self.at(0) }
+    }
+
     /// What the flow is turned into with the next port whose replies are no flow's yet.
     pub fn next<F: Family>(
         &mut self,
@@ -107,14 +120,16 @@ impl Ports {
             // Nearly always free; who takes it looks.
             return Some(self.translated);
         }
-        if self.tried == 0 {
-            if exhausted.has(&self.translated, table, now) {
-                return None;
-            }
-            (0..LEAD.min(self.len)).for_each(|n| self.ask(n, table));
+        if self.tried == 0 && exhausted.has(&self.translated, table, now) {
+            return None;
         }
         while self.tried < self.len {
-            self.ask(self.tried + LEAD, table);
+            match self.tried {
+                // Nearly always free, and asked for before.
+                0 => {}
+                1 => (2..=1 + LEAD).for_each(|n| self.ask(n, table)),
+                n => self.ask(n + LEAD, table),
+            }
             let translated = self.at(self.tried);
             self.tried += 1;
             let reply = translated.reversed();

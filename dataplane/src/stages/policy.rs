@@ -24,9 +24,9 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     // All are judged before the first is committed: meanwhile memory looks for the buckets of their replies.
     for index in waiting.chosen.iter() {
         let (meta, choice) = (&mut batch.meta[index], &waiting.choices[index]);
-        let admitted = admit(meta, choice, cx);
+        let admitted = admit(meta, waiting.keyed.hash(index), choice, cx);
         if let Ok(admitted) = &admitted {
-            let reply = admitted.translated.reversed();
+            let reply = admitted.ports.first().reversed();
             if meta.has(flags::V6) {
                 cx.flows_v6.prefetch(cx.flows_v6.hash(&reply));
             } else {
@@ -58,9 +58,9 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 /// What is known about a flow that may begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted {
-    /// But for the source port.
-    translated: Key,
-    source: Source,
+    /// What it may be turned into.
+    ports: Ports,
+    masquerade_limit: u32,
     rules: (Id, Id),
     next: NextHop,
 }
@@ -124,7 +124,7 @@ pub fn judge(ends: &Ends, tables: &Tables) -> Result<(Id, Id), Denied> {
 }
 
 /// Whether a flow may begin with this packet, as what, and where its packets go.
-fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted, DropReason> {
+fn admit(meta: &mut Meta, hash: u64, choice: &Choice, cx: &Context<'_>) -> Result<Admitted, DropReason> {
     let key = meta.key;
     let ends = Ends {
         src: key.src,
@@ -143,7 +143,8 @@ fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted,
     let next = hop::towards(&choice.address, cx)?;
     let source = Source::of(meta, choice, next, cx.tables)?;
     let translated = Key { src: source.address, dst: choice.address, dport: choice.port, ..key };
-    Ok(Admitted { translated, source, rules, next })
+    let ports = Ports::new(&source, translated, hash);
+    Ok(Admitted { ports, masquerade_limit: source.limit, rules, next })
 }
 
 /// Begins the flow, unless a packet before this one, in this batch or on another worker, has meanwhile.
@@ -174,8 +175,7 @@ fn commit<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
-    let (key, Admitted { source, rules, next, .. }) = (meta.key, admitted);
-    let mut ports = Ports::new(&source, admitted.translated, hash);
+    let (key, Admitted { mut ports, masquerade_limit, rules, next }) = (meta.key, admitted);
     while let Some(translated) = ports.next(table, &mut cx.local.exhausted, cx.now.tick) {
         let reply = translated.reversed();
         let new = NewFlow {
@@ -185,7 +185,7 @@ fn commit<F: Family>(
             rules,
             hop: (next, cx.tables.revision as u32),
             from_pod: meta.has(flags::FROM_POD),
-            masquerade_limit: source.limit,
+            masquerade_limit,
         };
         let index = usize::from(meta.has(flags::V6));
         match table.insert(&mut cx.retired[index], cx.epochs, &new, cx.now.tick) {
