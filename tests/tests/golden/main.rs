@@ -12,6 +12,7 @@ mod endings;
 mod forward;
 mod fragments;
 mod host;
+mod masquerade;
 mod memory;
 mod parse;
 mod policy;
@@ -354,6 +355,7 @@ fn rows() -> Vec<Row> {
         endings::rows(),
         service::rows(),
         policy::rows(),
+        masquerade::rows(),
         forward::rows(),
         fragments::rows(),
         host::rows(),
