@@ -243,4 +243,13 @@ pub struct Steering {
     pub node_ports: Vec<(u16, u8)>,
     /// Destinations that are ours whatever the port.
     pub prefixes: Vec<ipnet::IpNet>,
+    /// Addresses that this node tells the uplink's link are here, in order.
+    pub announced: Vec<Addr>,
+}
+
+impl Steering {
+    /// Whether this node answers for an address on the uplink's link.
+    pub fn is_announced(&self, addr: &Addr) -> bool {
+        self.announced.binary_search(addr).is_ok()
+    }
 }
