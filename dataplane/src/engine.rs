@@ -106,6 +106,31 @@ impl Shared {
         *current = tables;
     }
 
+    /// What the stages see, beside what is the caller's own.
+    #[inline(always)]
+    pub fn context<'a>(
+        &'a self,
+        tables: &'a Tables,
+        retired: &'a mut [Share; 2],
+        stats: &'a WorkerStats,
+        local: &'a mut Local,
+        now: Now,
+    ) -> Context<'a> {
+        Context {
+            tables,
+            flows_v4: &self.flows_v4,
+            flows_v6: &self.flows_v6,
+            retired,
+            affinity: &self.affinity,
+            epochs: &self.epochs,
+            neighbours: &self.neighbours,
+            fragments: &self.fragments,
+            stats,
+            local,
+            now,
+        }
+    }
+
     /// The current tables, for threads that are no workers.
     pub fn tables(&self) -> Arc<Tables> {
         self.current.lock().expect("no publisher panics").clone()
@@ -147,19 +172,7 @@ impl Onlooker {
     /// Calls `look` with what a worker's stages would see now.
     pub fn look<R>(&mut self, now: Now, look: impl FnOnce(&mut Context<'_>) -> R) -> R {
         let tables = self.shared.tables();
-        look(&mut Context {
-            tables: &tables,
-            flows_v4: &self.shared.flows_v4,
-            flows_v6: &self.shared.flows_v6,
-            retired: &mut self.retired,
-            epochs: &self.shared.epochs,
-            neighbours: &self.shared.neighbours,
-            affinity: &self.shared.affinity,
-            fragments: &self.shared.fragments,
-            stats: &self.stats,
-            local: &mut self.local,
-            now,
-        })
+        look(&mut self.shared.context(&tables, &mut self.retired, &self.stats, &mut self.local, now))
     }
 }
 
@@ -217,19 +230,8 @@ impl Engine {
         path: impl FnOnce(&mut Batch, &mut Context<'_>, &mut Waiting),
     ) -> u64 {
         let tables = self.shared.tables.load(&self.reader);
-        let mut cx = Context {
-            tables,
-            flows_v4: &self.shared.flows_v4,
-            flows_v6: &self.shared.flows_v6,
-            retired: &mut self.retired,
-            affinity: &self.shared.affinity,
-            epochs: self.reader.epochs(),
-            neighbours: &self.shared.neighbours,
-            fragments: &self.shared.fragments,
-            stats: &self.shared.stats[self.worker],
-            local: &mut self.local,
-            now,
-        };
+        let stats = &self.shared.stats[self.worker];
+        let mut cx = self.shared.context(tables, &mut self.retired, stats, &mut self.local, now);
         path(batch, &mut cx, &mut self.waiting);
         let host = tables.port(HOST_PORT);
         for (frame, meta) in batch.frames.iter_mut().zip(&mut batch.meta) {

@@ -72,7 +72,8 @@ impl Control {
 
     /// What holds for this node and the whole cluster is otherwise.
     pub fn change_local_node(&mut self, change: impl FnOnce(&mut LocalNode)) {
-        let Some(Object::LocalNode(local)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref) else {
+        let Some(Object::LocalNode(local)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref)
+        else {
             panic!("no local node");
         };
         let mut local = local.clone();

@@ -5,7 +5,9 @@ use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::check::{inner, well_formed};
-use wirelane_tests::cluster::{self, API, GATEWAY_MAC, UPLINK_MAC, WEB, neighbour_mac, pod_mac, service, vtep_mac};
+use wirelane_tests::cluster::{
+    self, API, GATEWAY_MAC, UPLINK_MAC, WEB, neighbour_mac, pod_mac, service, vtep_mac,
+};
 use wirelane_tests::fragments::{cut, join};
 use wirelane_tests::node::Node;
 use wirelane_tests::packet::*;
@@ -127,7 +129,8 @@ fn a_datagram_of_64_kb_through_a_node_port_masquerade_and_the_tunnel_comes_whole
         let link = (neighbour_mac(254), UPLINK_MAC);
         udp().from("198.51.100.7:999").to(to).payload(&payload()).may_fragment().link(link.0, link.1)
     };
-    let expected = udp().from("10.244.1.1:999").to("10.244.2.10:5353").payload(&payload()).may_fragment().hop();
+    let expected =
+        udp().from("10.244.1.1:999").to("10.244.2.10:5353").payload(&payload()).may_fragment().hop();
     // Pieces of 1440 bytes are cut once more, since the tunnel carries fewer.
     comes_whole(
         "to a node port",

@@ -256,12 +256,7 @@ fn write_addresses(bytes: &mut [u8], l3: usize, v6: bool, rewrite: &Rewrite) -> 
 }
 
 #[inline(always)]
-fn write_transport(
-    bytes: &mut [u8],
-    meta: &Meta,
-    ports: (u16, u16),
-    delta: Delta,
-) -> Result<(), DropReason> {
+fn write_transport(bytes: &mut [u8], meta: &Meta, ports: (u16, u16), delta: Delta) -> Result<(), DropReason> {
     const BAD: DropReason = DropReason::MalformedTransport;
     let (l4, len) = (usize::from(meta.l4), bytes.len());
     let (sport, dport) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());

@@ -78,7 +78,11 @@ fn power_of_x(bytes: usize) -> u32 {
         squares
     };
     let one = 1 << 31;
-    SQUARES.iter().enumerate().filter(|(n, _)| bytes >> n & 1 != 0).fold(one, |power, (_, x)| times(power, *x))
+    SQUARES
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| bytes >> n & 1 != 0)
+        .fold(one, |power, (_, x)| times(power, *x))
 }
 
 #[cfg(test)]
@@ -90,7 +94,8 @@ mod tests {
     /// CRC-32C as it is defined, bit by bit.
     fn crc32c(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 != 0 { POLYNOMIAL } else { 0 })
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 != 0 { POLYNOMIAL } else { 0 })
         })
     }
 

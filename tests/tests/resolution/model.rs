@@ -30,7 +30,11 @@ impl Model<'_> {
         }
         let is_node = matches!(packet.to, "node1" | "gateway1");
         if is_node {
-            let host_port = self.0.host_ports.iter().find(|(_, host, protocol, _)| (*host, *protocol) == (packet.port, packet.protocol));
+            let host_port = self
+                .0
+                .host_ports
+                .iter()
+                .find(|(_, host, protocol, _)| (*host, *protocol) == (packet.port, packet.protocol));
             if let Some((pod, _, _, port)) = host_port {
                 return one(&with_source(packet, pod, *port, packet.from == *pod));
             }
@@ -81,7 +85,9 @@ impl Model<'_> {
     /// Services that a proxy serves.
     fn served(&self) -> impl Iterator<Item = (usize, &Service)> {
         let all = self.0.services.iter().enumerate();
-        all.filter(|(_, service)| matches!(service.kind, Kind::ClusterIp | Kind::NodePort | Kind::LoadBalancer))
+        all.filter(|(_, service)| {
+            matches!(service.kind, Kind::ClusterIp | Kind::NodePort | Kind::LoadBalancer)
+        })
     }
 
     fn holds_vip(&self, name: usize, service: &Service) -> bool {
@@ -92,7 +98,10 @@ impl Model<'_> {
     fn holds_node_port(&self, name: usize, service: &Service, port: &Port) -> bool {
         let claims = self.served().filter(|(_, other)| {
             other.kind != Kind::ClusterIp
-                && other.ports.iter().any(|one| (one.node_port, one.protocol) == (port.node_port, port.protocol))
+                && other
+                    .ports
+                    .iter()
+                    .any(|one| (one.node_port, one.protocol) == (port.node_port, port.protocol))
         });
         let oldest = claims.min_by_key(|(name, other)| (other.age, *name));
         let _ = service;
@@ -110,7 +119,8 @@ impl Model<'_> {
 
     fn through(&self, service: &Service, number: usize, by: By, packet: &Packet) -> Outcomes {
         let one = |word: &str| BTreeSet::from([word.to_owned()]);
-        if by == By::LoadBalancer && !service.ranges.is_empty() && !is_in_ranges(packet.from, &service.ranges) {
+        if by == By::LoadBalancer && !service.ranges.is_empty() && !is_in_ranges(packet.from, &service.ranges)
+        {
             return one("dropped");
         }
         let from_pod_here = matches!(packet.from, "guest" | "near");
