@@ -43,7 +43,8 @@ impl Announcer {
         let socket = RawSocket::open(uplink.index)?;
         let (addresses, wanted) = unbounded();
         let announcing = Announcing { socket, mac: uplink.mac, times: BTreeMap::new() };
-        let thread = std::thread::Builder::new().name("announcer".into()).spawn(move || announcing.run(&wanted))?;
+        let thread =
+            std::thread::Builder::new().name("announcer".into()).spawn(move || announcing.run(&wanted))?;
         Ok(Announcer { addresses: Some(addresses), thread: Some(thread) })
     }
 
@@ -86,7 +87,10 @@ impl Announcing {
                 Ok(addresses) => self.change(&addresses),
                 Err(RecvTimeoutError::Timeout) => {
                     let due = self.times.iter().filter(|(_, times)| **times > 0);
-                    due.map(|(address, _)| *address).collect::<Vec<_>>().into_iter().for_each(|a| self.send(a));
+                    due.map(|(address, _)| *address)
+                        .collect::<Vec<_>>()
+                        .into_iter()
+                        .for_each(|a| self.send(a));
                     next = Instant::now() + DISTANCE;
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -95,7 +99,8 @@ impl Announcing {
     }
 
     fn change(&mut self, addresses: &BTreeSet<IpAddr>) {
-        let gone: Vec<IpAddr> = self.times.keys().filter(|address| !addresses.contains(address)).copied().collect();
+        let gone: Vec<IpAddr> =
+            self.times.keys().filter(|address| !addresses.contains(address)).copied().collect();
         for address in gone {
             self.times.remove(&address);
             self.listen(address, false);

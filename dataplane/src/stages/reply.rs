@@ -94,7 +94,8 @@ fn ip_type(meta: &Meta) -> u16 {
 /// Neighbour advertisement (RFC 4861, 4.4) for the address that was asked for: the gateway's, or one of a Service, which
 /// is nobody's router.
 fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), DropReason> {
-    let asked: &Solicited = view(frame.bytes(), usize::from(meta.l4)).ok_or(DropReason::MalformedTransport)?;
+    let asked: &Solicited =
+        view(frame.bytes(), usize::from(meta.l4)).ok_or(DropReason::MalformedTransport)?;
     let target = asked.target;
     let router = if target == LINK_GATEWAY_V6 { icmp::ROUTER } else { 0 };
     // Duplicate address detection asks from the unspecified address and is told by multicast, as nobody who

@@ -331,7 +331,11 @@ impl Builder {
             vxlan_port: local.map_or(0, |local| local.vxlan_port),
             node_ports: self.frontends.ports_at(&node_addresses, services),
             // For its own addresses the kernel answers.
-            announced: self.frontends.announced().filter(|address| !node_addresses.contains(address)).collect(),
+            announced: self
+                .frontends
+                .announced()
+                .filter(|address| !node_addresses.contains(address))
+                .collect(),
             node_addresses,
             prefixes,
         }

@@ -14,7 +14,8 @@ fn balanced(whether: bool) -> impl Fn(&mut Control) + 'static {
     move |control| {
         let addresses = &[("192.0.2.80", 80), ("2001:db8::80", 80)];
         let backends = &[("10.244.1.10", 8080), ("fd00:244:1::10", 8080)];
-        let Object::Service(mut service) = cluster::service("shop/balanced", proto::TCP, addresses, None, backends)
+        let Object::Service(mut service) =
+            cluster::service("shop/balanced", proto::TCP, addresses, None, backends)
         else {
             unreachable!()
         };
@@ -67,7 +68,10 @@ pub fn rows() -> Vec<Row> {
             .to_host(),
         row("solicitation for any other address is the kernel's")
             .told(balanced(true))
-            .input(UPLINK_PORT, solicit("2001:db8::1").to("ff02::1:ff00:1").link(from, [0x33, 0x33, 0xff, 0, 0, 1]))
+            .input(
+                UPLINK_PORT,
+                solicit("2001:db8::1").to("ff02::1:ff00:1").link(from, [0x33, 0x33, 0xff, 0, 0, 1]),
+            )
             .to_host(),
     ]
 }

@@ -74,7 +74,7 @@ fn service() -> impl Strategy<Value = Object> {
             } else {
                 [NodePort, NodePort, NodePort, HostPort]
             };
-            Frontend::new(kinds[kind], address, PORTS[port])
+            Frontend { announced: kind == 2, ..Frontend::new(kinds[kind], address, PORTS[port]) }
         },
     );
     let usable = || prop::sample::select(vec![Usable::Chosen, Usable::NotReady]);

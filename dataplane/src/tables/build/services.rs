@@ -66,7 +66,8 @@ impl Frontends {
     /// Which addresses this node announces is said by the Services one by one, whoever has the frontend.
     fn announce(&mut self, old: Option<&Service>, new: Option<&Service>) {
         let announced = |service: Option<&Service>| -> Vec<Addr> {
-            let frontends = service.into_iter().flat_map(|service| &service.ports).flat_map(|port| &port.frontends);
+            let frontends =
+                service.into_iter().flat_map(|service| &service.ports).flat_map(|port| &port.frontends);
             frontends.filter(|frontend| frontend.announced).filter_map(|frontend| frontend.address).collect()
         };
         let (old, new) = (announced(old), announced(new));
