@@ -150,7 +150,6 @@ impl Onlooker {
             epochs: &self.shared.epochs,
             fragments: &self.shared.fragments,
             neighbours: &self.shared.neighbours,
-            fragments: &self.shared.fragments,
             stats: &self.stats,
             local: &mut self.local,
             now,
