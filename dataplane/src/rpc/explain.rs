@@ -9,8 +9,8 @@ use crate::batch::Key;
 use crate::dataplane::{Dataplane, State};
 use crate::ports::Ports;
 use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Service, ServicePort};
-use crate::tables::{Tables, maglev};
 use crate::tables::services::{Found, Origin, backend_name, port_name};
+use crate::tables::{Tables, maglev};
 use crate::verdict::DropReason;
 use crate::wire::Addr;
 
@@ -90,9 +90,8 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
         Ok(selection) => {
             explained.outcome = Outcome::Chosen.into();
             explained.local = selection.local;
-            let is_sure = port.is_hashed()
-                && question.client.is_some()
-                && (sport != 0 || port.affinity().is_some());
+            let is_sure =
+                port.is_hashed() && question.client.is_some() && (sport != 0 || port.affinity().is_some());
             if is_sure {
                 let hash = maglev::hash(&client, if port.affinity().is_some() { 0 } else { sport });
                 let chosen = selection.backends.choose(hash);

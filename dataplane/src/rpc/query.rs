@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hashbrown::HashMap;
 use wirelane_proto::v1;
 
-use super::convert::{address_messages, algorithm_message, backend_message, frontend_message, protocol_message};
+use super::convert::{
+    address_messages, algorithm_message, backend_message, frontend_message, protocol_message,
+};
 use crate::batch::Key;
 use crate::clock::Now;
 use crate::dataplane::{Dataplane, State, Traffic};

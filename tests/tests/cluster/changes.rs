@@ -54,7 +54,11 @@ fn a_removed_backend_gets_nothing_new_and_keeps_the_connections_that_it_has() {
     for ticker in tickers {
         let counted = ticker.finish();
         let moved = counted.servers.contains(OTHER.name);
-        assert_eq!(counted.servers.len(), 1 + usize::from(moved), "no other flow goes elsewhere: {counted:?}");
+        assert_eq!(
+            counted.servers.len(),
+            1 + usize::from(moved),
+            "no other flow goes elsewhere: {counted:?}"
+        );
         // An answer of the removed one may still have been on its way.
         assert!(counted.lost.len() <= usize::from(moved), "{counted:?}");
     }

@@ -37,11 +37,17 @@ fn a_udp_flow_goes_to_another_backend_as_soon_as_its_own_does_not_serve() {
             assert_eq!(datagrams.ask(PATIENCE).unwrap(), first, "it stays where it is");
         }
         let slices = ALL.slices(&[NEAR, OTHER, FAR]);
-        bed.apply("all.yaml", &with_conditions(&slices, &first, "ready: false, serving: true, terminating: true"));
+        bed.apply(
+            "all.yaml",
+            &with_conditions(&slices, &first, "ready: false, serving: true, terminating: true"),
+        );
         for _ in 0..20 {
             assert_eq!(datagrams.ask(PATIENCE).unwrap(), first, "it still serves what it has");
         }
-        bed.apply("all.yaml", &with_conditions(&slices, &first, "ready: false, serving: false, terminating: true"));
+        bed.apply(
+            "all.yaml",
+            &with_conditions(&slices, &first, "ready: false, serving: false, terminating: true"),
+        );
         let second = eventually("another backend to answer", PATIENCE, || match datagrams.ask(PATIENCE) {
             Ok(name) if name != first => Ok(name),
             other => Err(format!("{other:?}")),
@@ -108,8 +114,11 @@ fn what_drains_is_shown_until_it_has_drained() {
     .unwrap();
     assert_eq!(drain(&bed, &[]), (0, "no backend drains\n".to_owned()));
 
-    let terminating =
-        with_conditions(&ALL.slices(&[NEAR, OTHER, FAR]), NEAR.name, "ready: false, serving: true, terminating: true");
+    let terminating = with_conditions(
+        &ALL.slices(&[NEAR, OTHER, FAR]),
+        NEAR.name,
+        "ready: false, serving: true, terminating: true",
+    );
     bed.apply("all.yaml", &terminating);
     let (code, table) = drain(&bed, &["test/all"]);
     assert_eq!(code, 2, "{table}");
@@ -138,7 +147,10 @@ fn explain_says_who_would_be_chosen_and_why_the_others_not() {
     }
     let bed = Bed::new();
     let slices = ALL.slices(&[NEAR, OTHER, FAR]);
-    bed.apply("all.yaml", &with_conditions(&slices, NEAR.name, "ready: false, serving: false, terminating: true"));
+    bed.apply(
+        "all.yaml",
+        &with_conditions(&slices, NEAR.name, "ready: false, serving: false, terminating: true"),
+    );
     let ask = |address: IpAddr, port: u16, client: Option<IpAddr>| {
         let request = ExplainServiceRequest {
             address: address_bytes(address),
@@ -151,7 +163,10 @@ fn explain_says_who_would_be_chosen_and_why_the_others_not() {
     };
     for (index, cluster_ip) in ALL.addresses().into_iter().enumerate() {
         let said = ask(cluster_ip, HTTP, Some(GUEST.addresses()[index]));
-        assert_eq!((said.outcome(), said.origin(), said.method()), (Outcome::Chosen, Origin::Pod, Method::ByChance));
+        assert_eq!(
+            (said.outcome(), said.origin(), said.method()),
+            (Outcome::Chosen, Origin::Pod, Method::ByChance)
+        );
         assert_eq!((said.service.as_str(), said.port_name.as_str()), ("test/all", "tcp"));
         let chance = |pod: PodPlan| {
             let of = |backend: &&wirelane_proto::v1::ExplainedBackend| {
