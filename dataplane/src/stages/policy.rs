@@ -65,6 +65,8 @@ pub struct Admitted {
     translated: Key,
     rules: (Id, Id),
     next: NextHop,
+    /// Whether its replies do not come by here.
+    one_sided: bool,
 }
 
 /// Which identity refused a connection, and at which end.
@@ -142,7 +144,10 @@ fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted,
             Direction::Egress => DropReason::PolicyEgress,
         }
     })?;
-    let next = hop::towards(&choice.address, cx)?;
+    let next = match choice.hand_on {
+        Some(next) => next,
+        None => hop::towards(&choice.address, cx)?,
+    };
     let mut translated = Key { dst: choice.address, dport: choice.port, ..key };
     if choice.masquerade || is_hidden_source(meta, next, cx.tables) {
         let gateway = cx.tables.node(meta.has(flags::V6)).gateway;
@@ -151,7 +156,7 @@ fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted,
         }
         translated.src = gateway;
     }
-    Ok(Admitted { translated, rules, next })
+    Ok(Admitted { translated, rules, next, one_sided: choice.hand_on.is_some() })
 }
 
 /// Begins the flow, unless a packet before this one, in this batch or on another worker, has meanwhile.
@@ -188,7 +193,7 @@ fn commit<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
-    let (key, Admitted { mut translated, rules, next }) = (meta.key, admitted);
+    let (key, Admitted { mut translated, rules, next, one_sided }) = (meta.key, admitted);
     let is_echo = matches!(key.proto, proto::ICMP | proto::ICMPV6);
     let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP | proto::SCTP);
     for attempt in 0..PORT_TRIES {
@@ -206,6 +211,7 @@ fn commit<F: Family>(
             rules,
             hop: (next, cx.tables.revision as u32),
             from_pod: meta.has(flags::FROM_POD),
+            one_sided,
         };
         let index = usize::from(meta.has(flags::V6));
         match table.insert(&mut cx.retired[index], cx.epochs, &new, cx.now.tick) {

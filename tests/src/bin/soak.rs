@@ -281,6 +281,7 @@ fn plain(original: &Key) -> NewFlow {
         service: (0, 0),
         rules: (0, 0),
         from_pod: false,
+        one_sided: false,
         hop: (NextHop::UNRESOLVED, 0),
     }
 }

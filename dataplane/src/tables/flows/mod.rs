@@ -75,6 +75,8 @@ pub struct NewFlow {
     pub hop: (NextHop, u32),
     /// Whether a pod of this node begins it.
     pub from_pod: bool,
+    /// Whether its replies do not come by here.
+    pub one_sided: bool,
 }
 
 /// Why a flow was not inserted.
@@ -341,6 +343,9 @@ impl<F: Family> FlowTable<F> {
             self.line(original).tail().set_from_pod();
         }
         self.line(reply).init(&new.reply.0, &new.reply.1, new.rules, now);
+        if new.one_sided {
+            self.line(reply).tail().mark(state::seen::ONE_SIDED);
+        }
 
         if let Err(refused) = self.insert_key(reply_hash, reply, &new.reply.0) {
             self.records_of().retire(share, epochs, record);
@@ -415,6 +420,7 @@ fn plain(original: Key) -> NewFlow {
         rules: (0, 0),
         hop: (NextHop::UNRESOLVED, 0),
         from_pod: false,
+        one_sided: false,
     }
 }
 
