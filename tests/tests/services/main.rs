@@ -7,6 +7,7 @@
 
 mod affinity;
 mod choosing;
+mod direct;
 mod kinds;
 mod none;
 mod policies;
