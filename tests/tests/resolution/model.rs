@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::world::{Endpoint, Kind, Packet, Port, Service, World};
 
-/// What may become of a packet: any one of these, and each of them.
+/// What may become of a packet: any one of these, and each of them. None: it has nothing to do with Services.
 pub type Outcomes = BTreeSet<String>;
 
 /// By what a packet has reached a Service.
@@ -30,9 +30,18 @@ impl Model<'_> {
         }
         let is_node = matches!(packet.to, "node1" | "gateway1");
         if is_node {
-            let host_port = self.0.host_ports.iter().find(|(_, host, protocol, _)| (*host, *protocol) == (packet.port, packet.protocol));
+            let host_port = self
+                .0
+                .host_ports
+                .iter()
+                .find(|(_, host, protocol, _)| (*host, *protocol) == (packet.port, packet.protocol));
             if let Some((pod, _, _, port)) = host_port {
-                return one(&with_source(packet, pod, *port, packet.from == *pod));
+                return one(&with_source(
+                    packet,
+                    pod,
+                    *port,
+                    packet.from == *pod || matches!(packet.from, "host" | "node1"),
+                ));
             }
         }
         if self.is_service_address(packet.to) {
@@ -41,7 +50,7 @@ impl Model<'_> {
         if ["vip", "vip2", "vip3", "unallocated"].contains(&packet.to) {
             return one("dropped");
         }
-        one("nothing to do with Services")
+        BTreeSet::new()
     }
 
     /// The Service and the number of its port that the packet is for.
@@ -81,7 +90,9 @@ impl Model<'_> {
     /// Services that a proxy serves.
     fn served(&self) -> impl Iterator<Item = (usize, &Service)> {
         let all = self.0.services.iter().enumerate();
-        all.filter(|(_, service)| matches!(service.kind, Kind::ClusterIp | Kind::NodePort | Kind::LoadBalancer))
+        all.filter(|(_, service)| {
+            matches!(service.kind, Kind::ClusterIp | Kind::NodePort | Kind::LoadBalancer)
+        })
     }
 
     fn holds_vip(&self, name: usize, service: &Service) -> bool {
@@ -92,7 +103,10 @@ impl Model<'_> {
     fn holds_node_port(&self, name: usize, service: &Service, port: &Port) -> bool {
         let claims = self.served().filter(|(_, other)| {
             other.kind != Kind::ClusterIp
-                && other.ports.iter().any(|one| (one.node_port, one.protocol) == (port.node_port, port.protocol))
+                && other
+                    .ports
+                    .iter()
+                    .any(|one| (one.node_port, one.protocol) == (port.node_port, port.protocol))
         });
         let oldest = claims.min_by_key(|(name, other)| (other.age, *name));
         let _ = service;
@@ -110,7 +124,8 @@ impl Model<'_> {
 
     fn through(&self, service: &Service, number: usize, by: By, packet: &Packet) -> Outcomes {
         let one = |word: &str| BTreeSet::from([word.to_owned()]);
-        if by == By::LoadBalancer && !service.ranges.is_empty() && !is_in_ranges(packet.from, &service.ranges) {
+        if by == By::LoadBalancer && !service.ranges.is_empty() && !is_in_ranges(packet.from, &service.ranges)
+        {
             return one("dropped");
         }
         let from_pod_here = matches!(packet.from, "guest" | "near");
@@ -120,18 +135,16 @@ impl Model<'_> {
             // What begins on this node goes wherever it would go by way of a balancer outside.
             _ => service.external_local && !from_pod_here && !from_host,
         };
-        let endpoints = distinct(service, number);
-        let cluster = cluster_endpoints(&endpoints, self.0.zone);
-        let local = local_endpoints(&endpoints);
         let weight = |endpoint: &Endpoint| {
             let weight = service.weights.iter().find(|(who, _)| *who == endpoint.who);
             // Weights of pods: who is outside the cluster has none.
             if endpoint.node() == 0 { 1 } else { weight.map_or(1, |one| one.1) }
         };
-        let drained = |list: Vec<(Endpoint, u16)>| -> Vec<(Endpoint, u16)> {
-            list.into_iter().filter(|(endpoint, _)| weight(endpoint) > 0).collect()
-        };
-        let (cluster, local) = (drained(cluster), drained(local));
+        // Who has weight 0 is as if it were not there.
+        let mut endpoints = distinct(service, number);
+        endpoints.retain(|(endpoint, _)| weight(endpoint) > 0);
+        let cluster = cluster_endpoints(&endpoints, self.0.zone);
+        let local = local_endpoints(&endpoints);
         let chosen = if is_local { &local } else { &cluster };
         if chosen.is_empty() {
             let is_anybody = !cluster.is_empty() || !local.is_empty();
@@ -141,7 +154,7 @@ impl Model<'_> {
             let from_pod = from_pod_here || packet.from == "far";
             let masquerade = endpoint.who == packet.from
                 || match by {
-                    By::ClusterIp => !from_pod,
+                    By::ClusterIp => !from_pod && !from_host,
                     _ if service.external_local => from_host,
                     _ => true,
                 };
@@ -153,16 +166,18 @@ impl Model<'_> {
 
 /// Where a connection comes to, and as whose.
 fn with_source(packet: &Packet, who: &str, port: u16, masquerade: bool) -> String {
-    let is_here = matches!(who, "near" | "near2");
-    let in_tunnel = !is_here && who != "outside";
-    // From another of the node's addresses than that, replies of other nodes' pods would not come through the tunnel.
-    let hidden = packet.from == "node1" && in_tunnel;
-    // The host's own packets have the gateway's address already.
-    if (masquerade || hidden) && packet.from != "host" {
-        format!("{who}:{port} as gateway")
+    let from_inside = matches!(packet.from, "guest" | "near" | "host");
+    let seen_as = if who == "outside" {
+        // Nobody out there knows the way to the pods' addresses.
+        if masquerade || from_inside { "node1" } else { packet.from }
+    } else if masquerade || (packet.from == "node1" && !matches!(who, "near" | "near2")) {
+        // Masqueraded; or it goes through the tunnel, by which replies come only to addresses of the pods' range.
+        "gateway"
     } else {
-        format!("{who}:{port}")
-    }
+        packet.from
+    };
+    let is_same = seen_as == packet.from || (seen_as, packet.from) == ("gateway", "host");
+    if is_same { format!("{who}:{port}") } else { format!("{who}:{port} as {seen_as}") }
 }
 
 /// All endpoints of a port, each once: of one that is there twice, the better.
@@ -230,8 +245,8 @@ fn local_endpoints(all: &[(Endpoint, u16)]) -> Vec<(Endpoint, u16)> {
 fn is_in_ranges(from: &str, ranges: &[&str]) -> bool {
     ranges.iter().any(|range| match *range {
         "clients" => from == "client",
-        "wire" => matches!(from, "node1" | "node2"),
-        // The host's packets have an address of the pods' range.
-        _ => matches!(from, "guest" | "near" | "far" | "host"),
+        // Whatever address the host speaks from, it is the node.
+        "wire" => matches!(from, "host" | "node1" | "node2"),
+        _ => matches!(from, "guest" | "near" | "far"),
     })
 }

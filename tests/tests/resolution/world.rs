@@ -102,9 +102,10 @@ pub struct Packet {
 
 /// Any cluster of one IP family.
 pub fn world(v6: bool) -> impl Strategy<Value = World> {
-    let host_port = (select(vec!["near", "near2"]), select(&HOST_PORTS[..]), select(&PROTOCOLS[..]), 8080..8082u16);
-    (any::<bool>(), select(vec![None, Some("a"), Some("b")]), vec(service(), 1..4), vec(host_port, 0..3)).prop_map(
-        move |(external_ips, zone, services, mut host_ports)| {
+    let host_port =
+        (select(vec!["near", "near2"]), select(&HOST_PORTS[..]), select(&PROTOCOLS[..]), 8080..8082u16);
+    (any::<bool>(), select(vec![None, Some("a"), Some("b")]), vec(service(), 1..4), vec(host_port, 0..3))
+        .prop_map(move |(external_ips, zone, services, mut host_ports)| {
             // Two pods that claim one host port: the scheduler lets no such two onto a node.
             let mut taken = Vec::new();
             host_ports.retain(|one| {
@@ -114,8 +115,7 @@ pub fn world(v6: bool) -> impl Strategy<Value = World> {
                 is_new
             });
             World { v6, external_ips, zone, services, host_ports }
-        },
-    )
+        })
 }
 
 /// Any packet that has to do with Services.
@@ -130,31 +130,49 @@ pub fn packet() -> impl Strategy<Value = Packet> {
         select(vec![30_080u16, 30_081, 30_082, 30_083, 8443, 8444]),
     );
     let to = prop_oneof![3 => services, 2 => nodes];
-    (from, to, select(&PROTOCOLS[..]))
-        .prop_map(|(from, (to, port), protocol)| Packet { from, to, port, protocol })
+    (from, to, select(&PROTOCOLS[..])).prop_map(|(from, (to, port), protocol)| Packet {
+        from,
+        to,
+        port,
+        protocol,
+    })
 }
 
 fn service() -> impl Strategy<Value = Service> {
     use Kind::*;
     let kind = select(vec![
-        ClusterIp, ClusterIp, NodePort, NodePort, NodePort, LoadBalancer, LoadBalancer, LoadBalancer, Headless,
-        ExternalName, OtherProxy,
+        ClusterIp,
+        ClusterIp,
+        NodePort,
+        NodePort,
+        NodePort,
+        LoadBalancer,
+        LoadBalancer,
+        LoadBalancer,
+        Headless,
+        ExternalName,
+        OtherProxy,
     ]);
     let port = (select(&PORTS[..]), select(&PROTOCOLS[..]), select(&NODE_PORTS[..]));
     let ports = vec(port, 1..3).prop_map(|ports| {
         let mut distinct: Vec<Port> = Vec::new();
         for (port, protocol, node_port) in ports {
             // The API server would refuse others.
-            let clashes = |one: &Port| one.protocol == protocol && (one.port == port || one.node_port == node_port);
+            let clashes =
+                |one: &Port| one.protocol == protocol && (one.port == port || one.node_port == node_port);
             if !distinct.iter().any(clashes) {
                 distinct.push(Port { port, protocol, node_port });
             }
         }
         distinct
     });
-    let ranges = weighted(0.3, subsequence(vec!["clients", "wire", "pods"], 1..3)).prop_map(Option::unwrap_or_default);
-    let weights = weighted(0.2, (subsequence(vec!["near", "far", "third"], 1..3), vec(select(vec![0u32, 1, 4]), 3)))
-        .prop_map(|weights| weights.map_or_else(Vec::new, |(who, weights)| who.into_iter().zip(weights).collect()));
+    let ranges =
+        weighted(0.3, subsequence(vec!["clients", "wire", "pods"], 1..3)).prop_map(Option::unwrap_or_default);
+    let weights =
+        weighted(0.2, (subsequence(vec!["near", "far", "third"], 1..3), vec(select(vec![0u32, 1, 4]), 3)))
+            .prop_map(|weights| {
+                weights.map_or_else(Vec::new, |(who, weights)| who.into_iter().zip(weights).collect())
+            });
     let ingress = vec((select(&BALANCERS[..]), any::<bool>()), 0..3).prop_map(|mut ingress| {
         ingress.sort_unstable();
         ingress.dedup_by_key(|one| one.0);
@@ -163,24 +181,26 @@ fn service() -> impl Strategy<Value = Service> {
     let externals = weighted(0.3, Just("external")).prop_map(|one| one.into_iter().collect());
     let addresses = (select(&VIPS[..]), 0..2u8, externals, ingress, ranges);
     let policies = (any::<bool>(), any::<bool>(), any::<bool>(), weights);
-    (kind, addresses, ports, policies, vec(slice(), 0..3)).prop_map(|(kind, addresses, ports, policies, slices)| {
-        let (vip, age, externals, ingress, ranges) = addresses;
-        let (external_local, internal_local, maglev, weights) = policies;
-        Service {
-            kind,
-            vip,
-            age,
-            ports,
-            external_local: external_local && kind != ClusterIp,
-            internal_local,
-            externals,
-            ingress: if kind == LoadBalancer { ingress } else { Vec::new() },
-            ranges: if kind == LoadBalancer { ranges } else { Vec::new() },
-            maglev,
-            weights,
-            slices,
-        }
-    })
+    (kind, addresses, ports, policies, vec(slice(), 0..3)).prop_map(
+        |(kind, addresses, ports, policies, slices)| {
+            let (vip, age, externals, ingress, ranges) = addresses;
+            let (external_local, internal_local, maglev, weights) = policies;
+            Service {
+                kind,
+                vip,
+                age,
+                ports,
+                external_local: external_local && kind != ClusterIp,
+                internal_local,
+                externals,
+                ingress: if kind == LoadBalancer { ingress } else { Vec::new() },
+                ranges: if kind == LoadBalancer { ranges } else { Vec::new() },
+                maglev,
+                weights,
+                slices,
+            }
+        },
+    )
 }
 
 fn slice() -> impl Strategy<Value = Slice> {
@@ -195,14 +215,22 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     let zones = prop_oneof![3 => Just(vec![]), 2 => subsequence(vec!["a", "b"], 1..3)];
     let nodes = prop_oneof![3 => Just(vec![]), 2 => subsequence(vec!["node1", "node2", "node3"], 1..3)];
     (select(&ENDPOINTS[..]), ready, condition(), condition(), zones, nodes).prop_map(
-        |((who, _), ready, serving, terminating, zones, nodes)| Endpoint { who, ready, serving, terminating, zones, nodes },
+        |((who, _), ready, serving, terminating, zones, nodes)| Endpoint {
+            who,
+            ready,
+            serving,
+            terminating,
+            zones,
+            nodes,
+        },
     )
 }
 
 impl World {
     /// Its manifests.
     pub fn yaml(&self) -> String {
-        let labels = self.zone.map(|zone| format!(", topology.kubernetes.io/zone: {zone}")).unwrap_or_default();
+        let labels =
+            self.zone.map(|zone| format!(", topology.kubernetes.io/zone: {zone}")).unwrap_or_default();
         let mut text = format!(
             "---\napiVersion: v1\nkind: Node\nmetadata: {{name: node1, labels: {{kubernetes.io/hostname: node1{labels}}}}}\n\
              spec: {{podCIDRs: [10.244.1.0/24, \"fd00:244:1::/64\"]}}\nstatus: {{addresses: [\
@@ -251,8 +279,13 @@ impl Service {
             Kind::ExternalName => ("ExternalName", String::new()),
         };
         let policy = |local: bool| if local { "Local" } else { "Cluster" };
-        let dollars = |names: &[&str]| names.iter().map(|name| format!("${name}")).collect::<Vec<_>>().join(", ");
-        let mut spec = format!("type: {kind}, ports: [{}], internalTrafficPolicy: {}", ports.join(", "), policy(self.internal_local));
+        let dollars =
+            |names: &[&str]| names.iter().map(|name| format!("${name}")).collect::<Vec<_>>().join(", ");
+        let mut spec = format!(
+            "type: {kind}, ports: [{}], internalTrafficPolicy: {}",
+            ports.join(", "),
+            policy(self.internal_local)
+        );
         let _ = match self.kind {
             Kind::ExternalName => write!(spec, ", externalName: example.org"),
             _ => write!(spec, ", clusterIPs: [{address}]"),
@@ -270,8 +303,13 @@ impl Service {
         if self.kind == Kind::LoadBalancer {
             spec.push_str(", loadBalancerClass: example.org/other");
         }
-        let proxy = if self.kind == Kind::OtherProxy { "service.kubernetes.io/service-proxy-name: other" } else { "" };
-        let weights: Vec<String> = self.weights.iter().map(|(who, weight)| format!("{who}={weight}")).collect();
+        let proxy = if self.kind == Kind::OtherProxy {
+            "service.kubernetes.io/service-proxy-name: other"
+        } else {
+            ""
+        };
+        let weights: Vec<String> =
+            self.weights.iter().map(|(who, weight)| format!("{who}={weight}")).collect();
         let _ = write!(
             text,
             "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop, \
@@ -285,7 +323,9 @@ impl Service {
             let ingress: Vec<String> = self
                 .ingress
                 .iter()
-                .map(|(name, proxy)| format!("{{ip: ${name}, ipMode: {}}}", if *proxy { "Proxy" } else { "VIP" }))
+                .map(|(name, proxy)| {
+                    format!("{{ip: ${name}, ipMode: {}}}", if *proxy { "Proxy" } else { "VIP" })
+                })
                 .collect();
             let _ = writeln!(text, "status: {{loadBalancer: {{ingress: [{}]}}}}", ingress.join(", "));
         }
@@ -314,9 +354,15 @@ impl Endpoint {
 
     fn yaml(&self) -> String {
         let named = |name: &str, value: Option<bool>| value.map(|value| format!("{name}: {value}"));
-        let conditions = [named("ready", self.ready), named("serving", self.serving), named("terminating", self.terminating)];
+        let conditions = [
+            named("ready", self.ready),
+            named("serving", self.serving),
+            named("terminating", self.terminating),
+        ];
         let conditions: Vec<String> = conditions.into_iter().flatten().collect();
-        let list = |names: &[&str]| names.iter().map(|name| format!("{{name: {name}}}")).collect::<Vec<_>>().join(", ");
+        let list = |names: &[&str]| {
+            names.iter().map(|name| format!("{{name: {name}}}")).collect::<Vec<_>>().join(", ")
+        };
         let mut text = format!("{{addresses: [${}], conditions: {{{}}}", self.who, conditions.join(", "));
         if self.node() != 0 {
             let _ = write!(
@@ -326,7 +372,12 @@ impl Endpoint {
                 self.who
             );
         }
-        let _ = write!(text, ", hints: {{forZones: [{}], forNodes: [{}]}}}}", list(&self.zones), list(&self.nodes));
+        let _ = write!(
+            text,
+            ", hints: {{forZones: [{}], forNodes: [{}]}}}}",
+            list(&self.zones),
+            list(&self.nodes)
+        );
         text
     }
 }
