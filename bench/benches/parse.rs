@@ -5,8 +5,7 @@ use wirelane_bench::world::{Step, Topology, World};
 use wirelane_dataplane::batch::{BATCH, Batch, Meta};
 use wirelane_dataplane::clock::Now;
 use wirelane_dataplane::io::frame::FramePool;
-use wirelane_dataplane::path::{Context, Local, Waiting};
-use wirelane_dataplane::rcu::Epochs;
+use wirelane_dataplane::path::{Local, Waiting};
 use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
 use wirelane_dataplane::tables::flows::Share;
@@ -25,18 +24,9 @@ fn parse(criterion: &mut Criterion) {
         batch.push(frame, port);
     }
     let (shared, tables) = (world.shared(), world.shared().tables());
-    let mut cx = Context {
-        tables: &tables,
-        flows_v4: &shared.flows_v4,
-        flows_v6: &shared.flows_v6,
-        retired: &mut [0, 1].map(|_| Share::new(0, 1)),
-        epochs: &Epochs::new(1),
-        fragments: &shared.fragments,
-        neighbours: &shared.neighbours,
-        stats: &WorkerStats::default(),
-        local: &mut Local::new(1),
-        now: Now::read(),
-    };
+    let mut retired = [0, 1].map(|_| Share::new(0, 1));
+    let (stats, mut local) = (WorkerStats::default(), Local::new(1));
+    let mut cx = shared.context(&tables, &mut retired, &stats, &mut local, Now::read());
     let mut group = criterion.benchmark_group("parse");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("tcp over ipv4", |bencher| {

@@ -16,6 +16,7 @@ pub mod attach;
 pub mod compile;
 pub mod config;
 mod hash;
+pub mod health;
 pub mod model;
 pub mod pools;
 pub mod problem;

@@ -13,6 +13,8 @@ use tracing_subscriber::EnvFilter;
 use wirelane_control::{
     attach::Attacher,
     config::Config,
+    health::Health,
+    pools::{NoStatus, Pools},
     problem::Problems,
     push::{Desired, Pusher},
     reconcile::Reconciler,
@@ -62,12 +64,19 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let settings = config.settings();
-    let (reconciler, cluster) = Reconciler::new(settings, desired.clone(), problems.clone());
+    let source: Box<dyn Source> = Box::new(Dir::new(config.manifests.clone()));
+    let pools = (!config.pools.is_empty())
+        .then(|| {
+            let (node, allocator) = (config.node.clone(), config.allocator.clone());
+            Pools::open(config.pools.clone(), node, allocator, &config.state_folder, Box::new(NoStatus))
+        })
+        .transpose()
+        .context("addresses given to load balancers")?;
+    let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
+    let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
     let attacher = Attacher::new(config.node.clone(), dataplane, desired, cluster.clone(), link.clone());
 
-    let source: Box<dyn Source> = Box::new(Dir::new(config.manifests));
     let service = ControlService {
         node: config.node,
         source: source.describe(),
@@ -89,6 +98,7 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
         }
     });
     let keeping = tokio::spawn(attacher.keep());
+    let answering = tokio::spawn(health.run());
 
     let end = async {
         tokio::select! {
@@ -97,6 +107,7 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
             // None of these ends by itself but by a panic, which has been reported.
             _ = reconciling => tracing::error!("no longer following the source: ending"),
             _ = pushing => tracing::error!("no longer pushing: ending"),
+            _ = answering => tracing::error!("no longer answering health checks: ending"),
             _ = keeping => tracing::error!("no longer keeping ports: ending"),
         }
         // Without systemd there is nobody to tell.

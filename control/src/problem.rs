@@ -41,10 +41,14 @@ pub enum Severity {
 pub enum Stage {
     /// Reading manifests; the subject is a file.
     Source,
+    /// Giving addresses to load balancers; there is one subject.
+    Pools,
     /// Compiling to tables; the subject is a table object.
     Compile,
     /// The dataplane, refusing an object; the subject is that object.
     Push,
+    /// Serving health checks; the subject is where.
+    Health,
 }
 
 /// Every problem that stands now. Clones share the same list.

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -32,18 +32,35 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const ACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the dataplane's tables are to hold. Written by one task, read by another.
-#[derive(Default)]
 pub struct Desired {
     inner: Mutex<Inner>,
     changed: Notify,
 }
 
-#[derive(Default)]
 struct Inner {
     objects: HashMap<Ref, Arc<v1::Object>>,
     /// What has changed since the reader last looked.
     dirty: BTreeSet<Ref>,
     generation: u64,
+    freshness: Freshness,
+}
+
+/// How old the dataplane's tables are, for all we know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Since when something has not been known to be live; `None`: all is.
+    pub pending_since: Option<Instant>,
+    /// When all was last known to have become live.
+    pub updated: Option<SystemTime>,
+}
+
+impl Default for Desired {
+    fn default() -> Self {
+        // Until the dataplane has been found, nothing is known of it.
+        let freshness = Freshness { pending_since: Some(Instant::now()), updated: None };
+        let inner = Inner { objects: HashMap::new(), dirty: BTreeSet::new(), generation: 0, freshness };
+        Self { inner: Mutex::new(inner), changed: Notify::new() }
+    }
 }
 
 impl Desired {
@@ -62,6 +79,9 @@ impl Desired {
             inner.dirty.insert(at);
         }
         inner.generation += 1;
+        if !inner.dirty.is_empty() {
+            inner.freshness.pending_since.get_or_insert_with(Instant::now);
+        }
         self.changed.notify_one();
         inner.generation
     }
@@ -69,6 +89,23 @@ impl Desired {
     /// One object of what is desired.
     pub fn object(&self, at: &Ref) -> Option<Arc<v1::Object>> {
         self.lock().objects.get(at).cloned()
+    }
+
+    /// How old the dataplane's tables are.
+    pub fn freshness(&self) -> Freshness {
+        self.lock().freshness
+    }
+
+    /// All is live that was desired when the reader last looked.
+    fn settle(&self) {
+        let mut inner = self.lock();
+        inner.freshness.updated = Some(SystemTime::now());
+        inner.freshness.pending_since = (!inner.dirty.is_empty()).then(Instant::now);
+    }
+
+    /// The dataplane went away, and nothing is known of it until it is back.
+    fn doubt(&self) {
+        self.lock().freshness.pending_since.get_or_insert_with(Instant::now);
     }
 
     /// Whether anything was ever said: before that, nothing is to be thought superfluous.
@@ -152,6 +189,7 @@ impl Pusher {
         loop {
             let sessions = self.link.borrow().sessions;
             let Err(error) = self.session().await;
+            self.desired.doubt();
             self.link.send_modify(|link| link.is_connected = false);
             if self.link.borrow().sessions > sessions {
                 wait = BACKOFF.0;
@@ -186,6 +224,7 @@ impl Pusher {
         });
         loop {
             if delta.is_empty() {
+                self.desired.settle();
                 self.link.send_modify(|link| link.generation = delta.generation);
                 tokio::select! {
                     () = self.desired.changed.notified() => {}

@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    compile::{Compiler, Settings},
+    compile::{Compiler, HealthCheck, Settings},
     model::{Kind, Name},
+    pools::Pools,
     problem::{Problems, Stage},
     push::Desired,
     source::{Batch, Event},
@@ -21,6 +22,15 @@ pub struct Summary {
     pub is_synced: bool,
     /// Objects accepted, by kind.
     pub objects: BTreeMap<Kind, usize>,
+}
+
+/// What load balancers are told that ask this node how it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checks {
+    /// Whether it is there and stays.
+    pub is_node_eligible: bool,
+    /// By service.
+    pub services: BTreeMap<Name, HealthCheck>,
 }
 
 /// A pod, as far as its attachment is concerned.
@@ -39,6 +49,7 @@ pub struct PodView {
 pub struct Cluster {
     commands: mpsc::Sender<Command>,
     summary: watch::Receiver<Summary>,
+    checks: watch::Receiver<Checks>,
 }
 
 enum Command {
@@ -55,6 +66,11 @@ impl Cluster {
     /// What there is to know of the state.
     pub fn summary(&self) -> watch::Receiver<Summary> {
         self.summary.clone()
+    }
+
+    /// What load balancers are told.
+    pub fn checks(&self) -> watch::Receiver<Checks> {
+        self.checks.clone()
     }
 
     /// A pod, if it is known.
@@ -83,6 +99,8 @@ impl Cluster {
 pub struct Reconciler {
     state: State,
     compiler: Compiler,
+    /// Who gives addresses to load balancers, where there is anything to give.
+    pools: Option<Pools>,
     desired: Arc<Desired>,
     problems: Problems,
     /// Whether the source has said everything that was there at the start.
@@ -91,16 +109,24 @@ pub struct Reconciler {
     touched: Touched,
     commands: mpsc::Receiver<Command>,
     summary: watch::Sender<Summary>,
+    checks: watch::Sender<Checks>,
 }
 
 impl Reconciler {
     /// A loop that writes to `desired` and `problems`. The other half talks to it.
-    pub fn new(settings: Settings, desired: Arc<Desired>, problems: Problems) -> (Self, Cluster) {
+    pub fn new(
+        settings: Settings,
+        pools: Option<Pools>,
+        desired: Arc<Desired>,
+        problems: Problems,
+    ) -> (Self, Cluster) {
         let (commands, receiver) = mpsc::channel(16);
         let (summary, follow) = watch::channel(Summary::default());
+        let (checks, follow_checks) = watch::channel(Checks::default());
         let reconciler = Self {
             state: State::default(),
             compiler: Compiler::new(settings),
+            pools,
             desired,
             problems,
             is_synced: false,
@@ -108,8 +134,9 @@ impl Reconciler {
             touched: Touched { nodes: true, ..Touched::default() },
             commands: receiver,
             summary,
+            checks,
         };
-        (reconciler, Cluster { commands, summary: follow })
+        (reconciler, Cluster { commands, summary: follow, checks: follow_checks })
     }
 
     /// Runs until the source ends.
@@ -165,6 +192,10 @@ impl Reconciler {
         if !self.is_synced {
             return 0;
         }
+        if let Some(pools) = self.pools.as_mut().filter(|_| self.touched.balancers || self.touched.nodes) {
+            let problems = pools.settle(&mut self.state, &mut self.touched);
+            self.problems.replace(Stage::Pools, "", problems);
+        }
         let touched = std::mem::take(&mut self.touched);
         // A large cluster's first compilation takes long enough to be in the way of others on this thread.
         let change = tokio::task::block_in_place(|| self.compiler.compile(&self.state, touched));
@@ -172,6 +203,20 @@ impl Reconciler {
             self.problems.replace(Stage::Compile, &at.to_string(), problems);
         }
         let generation = self.desired.change(change.objects);
+        let node = self.state.node(&self.compiler.settings().node);
+        let is_node_eligible = node.is_some_and(|stored| !stored.object.is_leaving);
+        self.checks.send_if_modified(|checks| {
+            let mut is_news = checks.is_node_eligible != is_node_eligible;
+            checks.is_node_eligible = is_node_eligible;
+            for (name, check) in change.health_checks {
+                let before = match check {
+                    Some(check) => checks.services.insert(name, check),
+                    None => checks.services.remove(&name),
+                };
+                is_news |= before != check;
+            }
+            is_news
+        });
         // Last, so that whoever is woken by it finds everything else in place.
         self.summary.send_replace(Summary { is_synced: true, objects: self.state.counts() });
         generation

@@ -12,11 +12,8 @@ use wirelane_proto::v1::{self, object::Object};
 
 fn settings() -> Settings {
     Settings {
-        node: "node1".into(),
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
-        vxlan_port: 4789,
-        vni: 4096,
-        uplink_mtu: 1500,
+        ..Settings::new("node1")
     }
 }
 

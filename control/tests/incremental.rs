@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{collection, prelude::*};
 use wirelane_control::{
-    compile::{Compiler, Ref, Settings, compile_all},
-    model::{Key, Object},
+    compile::{Compiler, HealthCheck, Ref, Settings, compile_all},
+    model::{Condition, Key, Name, Object},
     source::manifest::{self, Format, Reading},
     state::{State, Touched},
 };
 use wirelane_proto::v1;
 
 fn settings() -> Settings {
-    Settings { node: "n0".into(), service_cidrs: Vec::new(), vxlan_port: 4789, vni: 1, uplink_mtu: 1500 }
+    Settings { external_ips: true, ..Settings::new("n0") }
 }
 
 fn parse(text: &str) -> Object {
@@ -26,10 +26,14 @@ fn parse(text: &str) -> Object {
 /// One of a few objects that have much to do with each other, in one of a few forms.
 fn object() -> impl Strategy<Value = Object> {
     let small = || 0..3_u8;
-    let node = (small(), small(), small()).prop_map(|(name, ip, net)| {
+    let ready = prop::sample::select(vec!["True", "True", "False"]);
+    let node = (small(), small(), small(), small(), ready).prop_map(|(name, ip, net, zone, ready)| {
         format!(
-            "{{apiVersion: v1, kind: Node, metadata: {{name: n{name}}}, spec: {{podCIDR: 10.{net}.0.0/16}}, \
-             status: {{addresses: [{{type: InternalIP, address: 192.168.0.{}}}]}}}}",
+            "{{apiVersion: v1, kind: Node, \
+             metadata: {{name: n{name}, labels: {{topology.kubernetes.io/zone: z{zone}}}}}, \
+             spec: {{podCIDR: 10.{net}.0.0/16}}, \
+             status: {{addresses: [{{type: InternalIP, address: 192.168.0.{}}}], \
+             conditions: [{{type: Ready, status: \"{ready}\"}}]}}}}",
             ip + 1
         )
     });
@@ -37,22 +41,49 @@ fn object() -> impl Strategy<Value = Object> {
         format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: x{name}, labels: {{team: t{team}}}}}}}")
     });
     let phase = prop::sample::select(vec!["Running", "Running", "Running", "Succeeded"]);
-    let pod = (small(), small(), small(), 0..5_u8, small(), phase).prop_map(|(space, name, app, ip, port, phase)| {
-        let ip = if ip == 0 { String::new() } else { format!("{{ip: 10.0.0.{ip}}}") };
-        format!(
-            "{{apiVersion: v1, kind: Pod, metadata: {{name: p{name}, namespace: x{space}, labels: {{app: a{app}}}}}, \
-             spec: {{containers: [{{name: c, ports: [{{name: web, containerPort: {}}}]}}]}}, \
-             status: {{phase: {phase}, podIPs: [{ip}]}}}}",
-            80 + port
-        )
-    });
-    let service = (small(), small(), small(), any::<bool>()).prop_map(|(name, ip, port, headless)| {
-        let ip = if headless { "None".to_owned() } else { format!("10.96.0.{}", ip + 1) };
-        format!(
-            "{{apiVersion: v1, kind: Service, metadata: {{name: s{name}, namespace: x0}}, \
-             spec: {{type: NodePort, clusterIP: {ip}, ports: [{{port: 80, nodePort: 3000{port}}}]}}}}"
-        )
-    });
+    let about = (0..2_u8, 0..2_u8, prop::sample::select(vec!["", "0.0.0.0", "192.168.0.1"]));
+    let pod = (small(), small(), small(), 0..5_u8, small(), phase, about).prop_map(
+        |(space, name, app, ip, port, phase, (node, weight, host))| {
+            let ip = if ip == 0 { String::new() } else { format!("{{ip: 10.0.0.{ip}}}") };
+            format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: p{name}, namespace: x{space}, \
+                 labels: {{app: a{app}}}, annotations: {{wirelane.io/weight: \"{weight}\"}}}}, \
+                 spec: {{nodeName: n{node}, containers: [{{name: c, ports: [{{name: web, containerPort: {}, \
+                 hostPort: {}, hostIP: \"{host}\"}}]}}]}}, status: {{phase: {phase}, podIPs: [{ip}]}}}}",
+                80 + port,
+                8000 + u16::from(port),
+            )
+        },
+    );
+    let kind = prop::sample::select(vec!["NodePort", "NodePort", "LoadBalancer"]);
+    // Addresses of each kind that may be those of another.
+    let outside = (0..5_u8, 0..5_u8, any::<bool>(), small());
+    let service = (small(), small(), 0..4_u8, any::<bool>(), kind, outside).prop_map(
+        |(name, ip, port, headless, kind, (external, ingress, is_local, weight))| {
+            let ip = if headless { "None".to_owned() } else { format!("10.96.0.{}", ip + 1) };
+            let address = |ip: u8| match ip {
+                0 => String::new(),
+                1 | 2 => format!("10.96.0.{ip}"),
+                3 => "192.168.0.2".to_owned(),
+                _ => "192.0.2.1".to_owned(),
+            };
+            let ingress = match address(ingress) {
+                ip if ip.is_empty() => ip,
+                ip => format!("{{ip: {ip}}}"),
+            };
+            let policy = if is_local { "Local" } else { "Cluster" };
+            format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: s{name}, namespace: x0, \
+                 annotations: {{wirelane.io/weights: \"10.0.0.1={weight}\"}}}}, \
+                 spec: {{type: {kind}, clusterIP: {ip}, ports: [{{port: 80, nodePort: {}}}], externalIPs: [{}], \
+                 externalTrafficPolicy: {policy}, healthCheckNodePort: 31000}}, \
+                 status: {{loadBalancer: {{ingress: [{ingress}]}}}}}}",
+                // The last one is a host port, too.
+                if port == 3 { 8000 } else { 30000 + u16::from(port) },
+                address(external),
+            )
+        },
+    );
     let slice = (small(), small(), collection::vec(endpoint(), 0..4)).prop_map(|(name, service, endpoints)| {
         format!(
             "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{{port: 8080}}], \
@@ -85,6 +116,7 @@ enum Step {
     Upsert(Object),
     Delete(Key),
     Attach(Key, u8),
+    Assign(Key, u8),
     Compile,
 }
 
@@ -93,6 +125,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => object().prop_map(Step::Upsert),
         2 => object().prop_map(|object| Step::Delete(object.key())),
         1 => (object(), 0..5_u8).prop_map(|(object, ip)| Step::Attach(object.key(), ip)),
+        1 => (object(), 0..3_u8).prop_map(|(object, ip)| Step::Assign(object.key(), ip)),
         3 => Just(Step::Compile),
     ]
 }
@@ -103,11 +136,26 @@ struct Endpoint {
     ready: Option<bool>,
     serving: Option<bool>,
     terminating: Option<bool>,
+    node: u8,
+    for_nodes: Vec<u8>,
+    for_zones: Vec<u8>,
 }
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
-    (1..5_u8, any::<Option<bool>>(), any::<Option<bool>>(), any::<Option<bool>>())
-        .prop_map(|(ip, ready, serving, terminating)| Endpoint { ip, ready, serving, terminating })
+    let conditions = (any::<Option<bool>>(), any::<Option<bool>>(), any::<Option<bool>>());
+    // Hints decide only where every endpoint has one: most have.
+    let hints = || prop_oneof![1 => Just(Vec::new()), 4 => collection::vec(0..3_u8, 1..3)];
+    (1..5_u8, conditions, 0..3_u8, hints(), hints()).prop_map(
+        |(ip, (ready, serving, terminating), node, for_nodes, for_zones)| Endpoint {
+            ip,
+            ready,
+            serving,
+            terminating,
+            node,
+            for_nodes,
+            for_zones,
+        },
+    )
 }
 
 impl Endpoint {
@@ -119,7 +167,18 @@ impl Endpoint {
             condition("terminating", self.terminating),
         ];
         let conditions = conditions.into_iter().flatten().collect::<Vec<_>>().join(", ");
-        format!("{{addresses: [10.0.0.{}], conditions: {{{conditions}}}}}", self.ip)
+        let names = |letter: char, hints: &[u8]| {
+            hints.iter().map(|hint| format!("{{name: {letter}{hint}}}")).collect::<Vec<_>>().join(", ")
+        };
+        format!(
+            "{{addresses: [10.0.0.{}], conditions: {{{conditions}}}, nodeName: n{}, \
+             hints: {{forNodes: [{}], forZones: [{}]}}, targetRef: {{kind: Pod, name: p{}}}}}",
+            self.ip,
+            self.node,
+            names('n', &self.for_nodes),
+            names('z', &self.for_zones),
+            self.ip % 3,
+        )
     }
 
     fn is_ready(&self) -> bool {
@@ -131,6 +190,28 @@ impl Endpoint {
     }
 }
 
+/// "healthCheckNodePort only for type LoadBalancer + eTP=Local", "counts only *Ready* local endpoints".
+fn health_checks(state: &State) -> BTreeMap<Name, HealthCheck> {
+    let mut checks = BTreeMap::new();
+    for service in state.services().map(|stored| &stored.object) {
+        if service.load_balancer.is_none() || !service.external_local || service.cluster_ips.is_empty() {
+            continue;
+        }
+        let mut ready = BTreeSet::new();
+        for endpoint in state.slices(&service.name).flat_map(|stored| &stored.object.endpoints) {
+            let by_pod = endpoint.pod.as_ref().and_then(|pod| state.pod(pod)?.object.weight);
+            let weight = service.weights.addresses.get(&endpoint.address).copied().or(by_pod);
+            if endpoint.node == "n0" && weight != Some(0) {
+                ready.insert((endpoint.address, endpoint.condition));
+            }
+        }
+        ready.retain(|(_, condition)| *condition == Condition::Ready);
+        let local_endpoints = ready.len() as u32;
+        checks.insert(service.name.clone(), HealthCheck { port: 31_000, local_endpoints });
+    }
+    checks
+}
+
 proptest! {
     #[test]
     fn step_by_step_is_as_at_once(steps in collection::vec(step(), 1..60)) {
@@ -139,6 +220,7 @@ proptest! {
         let mut touched = Touched { nodes: true, ..Touched::default() };
         let mut objects: BTreeMap<Ref, v1::Object> = BTreeMap::new();
         let mut problems: BTreeMap<Ref, Vec<_>> = BTreeMap::new();
+        let mut checks = BTreeMap::new();
         for step in steps.into_iter().chain([Step::Compile]) {
             match step {
                 Step::Upsert(object) => state.upsert(object, "a".into(), &mut touched),
@@ -146,6 +228,10 @@ proptest! {
                 Step::Attach(key, ip) => {
                     let addresses = if ip == 0 { Vec::new() } else { vec![[10, 0, 0, ip].into()] };
                     state.attach(&key.name, addresses, &mut touched);
+                }
+                Step::Assign(key, ip) => {
+                    let addresses = if ip == 0 { Vec::new() } else { vec![[192, 0, 2, ip].into()] };
+                    state.assign(&key.name, addresses, &mut touched);
                 }
                 Step::Compile => {
                     let change = compiler.compile(&state, std::mem::take(&mut touched));
@@ -155,6 +241,13 @@ proptest! {
                             None => objects.remove(&at),
                         };
                     }
+                    for (name, check) in change.health_checks {
+                        match check {
+                            Some(check) => checks.insert(name, check),
+                            None => checks.remove(&name),
+                        };
+                    }
+                    prop_assert_eq!(&checks, &health_checks(&state));
                     problems.extend(change.problems);
                     let (all, all_problems) = compile_all(&state, settings());
                     prop_assert_eq!(&objects, &all);
@@ -165,34 +258,96 @@ proptest! {
         }
     }
 
+    /// Each rule by itself, in the order of `CategorizeEndpoints` (kubernetes/kubernetes, pkg/proxy/topology.go), over sets
+    /// rather than over endpoints.
     #[test]
-    fn endpoints_are_chosen_as_documented(slices in collection::vec(collection::vec(endpoint(), 0..4), 0..3)) {
+    fn endpoints_are_chosen_as_documented(
+        endpoints in collection::vec(endpoint(), 0..5),
+        zone in 0..3_u8,
+        drained in collection::btree_set(1..5_u8, 0..3),
+    ) {
+        // Each address once: which of two counts is another test's.
+        let endpoints: BTreeMap<u8, Endpoint> =
+            endpoints.into_iter().map(|endpoint| (endpoint.ip, endpoint)).collect();
         let mut state = State::default();
         let mut touched = Touched::default();
-        let service = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: x}, \
-                        spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
-        state.upsert(parse(service), "a".into(), &mut touched);
-        for (i, endpoints) in slices.iter().enumerate() {
-            let slice = format!(
+        let weights: Vec<_> = drained.iter().map(|ip| format!("10.0.0.{ip}=0")).collect();
+        for text in [
+            format!(
+                "{{apiVersion: v1, kind: Node, metadata: {{name: n0, labels: {{topology.kubernetes.io/zone: z{zone}}}}}}}"
+            ),
+            format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: s, namespace: x, \
+                 annotations: {{wirelane.io/weights: \"{}\"}}}}, \
+                 spec: {{clusterIP: 10.96.0.1, ports: [{{port: 80}}]}}}}",
+                weights.join(", ")
+            ),
+            format!(
                 "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{{port: 8080}}], \
-                 metadata: {{name: e{i}, namespace: x, labels: {{kubernetes.io/service-name: s}}}}, \
-                 endpoints: [{}]}}",
-                endpoints.iter().map(Endpoint::to_yaml).collect::<Vec<_>>().join(", ")
-            );
-            state.upsert(parse(&slice), "a".into(), &mut touched);
+                 metadata: {{name: e, namespace: x, labels: {{kubernetes.io/service-name: s}}}}, endpoints: [{}]}}",
+                endpoints.values().map(Endpoint::to_yaml).collect::<Vec<_>>().join(", ")
+            ),
+        ] {
+            state.upsert(parse(&text), "a".into(), &mut touched);
         }
         let (objects, _) = compile_all(&state, settings());
         let at = Ref { kind: v1::Kind::Service, name: "x/s".into() };
         let Some(v1::object::Object::Service(service)) = &objects[&at].object else { panic!() };
-        let chosen: Vec<_> = service.ports[0].backends.iter().map(|backend| backend.address[3]).collect();
-
-        // "Usable endpoints = Ready; if none Ready then Serving && Terminating", each address once.
-        let mut usable: BTreeSet<_> =
-            slices.iter().flatten().filter(|endpoint| endpoint.is_ready()).map(|endpoint| endpoint.ip).collect();
-        if usable.is_empty() {
-            let serving = slices.iter().flatten().filter(|endpoint| endpoint.is_serving_terminating());
-            usable = serving.map(|endpoint| endpoint.ip).collect();
+        let backends = &service.ports[0].backends;
+        let all: Vec<_> = backends.iter().map(|backend| backend.address[3]).collect();
+        prop_assert_eq!(all, endpoints.keys().copied().collect::<Vec<_>>());
+        for backend in backends {
+            prop_assert_eq!(backend.serving, endpoints[&backend.address[3]].serving != Some(false));
         }
-        prop_assert_eq!(chosen, usable.into_iter().collect::<Vec<_>>());
+
+        let filter = |set: &BTreeSet<u8>, keep: &dyn Fn(&Endpoint) -> bool| -> BTreeSet<u8> {
+            set.iter().copied().filter(|ip| keep(&endpoints[ip])).collect()
+        };
+        let there: BTreeSet<u8> = endpoints.keys().copied().filter(|ip| !drained.contains(ip)).collect();
+        let ready = filter(&there, &Endpoint::is_ready);
+        let falling_back = filter(&there, &Endpoint::is_serving_terminating);
+        let on_node = filter(&ready, &|endpoint| endpoint.for_nodes.contains(&0));
+        let in_zone = filter(&ready, &|endpoint| endpoint.for_zones.contains(&zone));
+        // "PreferSameNode if every Ready endpoint has a node hint and one is for this node"
+        let cluster = if ready.iter().all(|ip| !endpoints[ip].for_nodes.is_empty()) && !on_node.is_empty() {
+            on_node
+        // "else same-zone if every Ready endpoint has a zone hint and one is for this zone"
+        } else if ready.iter().all(|ip| !endpoints[ip].for_zones.is_empty()) && !in_zone.is_empty() {
+            in_zone
+        // "else all"; "if none Ready then Serving && Terminating"
+        } else if !ready.is_empty() {
+            ready.clone()
+        } else {
+            falling_back.clone()
+        };
+        // "decided independently for Cluster and Local"; "Topology does not apply [...] to Local policy"
+        let is_local = |endpoint: &Endpoint| endpoint.node == 0;
+        let local_ready = filter(&ready, &is_local);
+        let local = if local_ready.is_empty() { filter(&falling_back, &is_local) } else { local_ready };
+
+        let chosen = |usable: &dyn Fn(&v1::Backend) -> v1::Usable| -> BTreeSet<u8> {
+            let chosen = backends.iter().filter(|backend| usable(backend) == v1::Usable::Chosen);
+            chosen.map(|backend| backend.address[3]).collect()
+        };
+        prop_assert_eq!(chosen(&v1::Backend::cluster), cluster);
+        prop_assert_eq!(chosen(&v1::Backend::local), local);
+
+        // And of those that are not chosen, the reason holds.
+        for backend in backends {
+            let endpoint = &endpoints[&backend.address[3]];
+            for (usable, is_local_policy) in [(backend.cluster(), false), (backend.local(), true)] {
+                let holds = match usable {
+                    v1::Usable::Chosen => !drained.contains(&endpoint.ip),
+                    v1::Usable::NotReady => !endpoint.is_ready() && !endpoint.is_serving_terminating(),
+                    v1::Usable::Terminating => !endpoint.is_ready() && endpoint.is_serving_terminating(),
+                    v1::Usable::OtherNode if is_local_policy => endpoint.node != 0,
+                    v1::Usable::OtherNode => !endpoint.for_nodes.contains(&0),
+                    v1::Usable::OtherZone => !is_local_policy && !endpoint.for_zones.contains(&zone),
+                    v1::Usable::Drained => drained.contains(&endpoint.ip),
+                    v1::Usable::Unspecified => false,
+                };
+                prop_assert!(holds, "{endpoint:?} is not {usable:?}");
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ use crate::clock::Now;
 use crate::path::{self, Context, Local, Waiting};
 use crate::rcu::{Epochs, Published, Reader};
 use crate::stats::WorkerStats;
+use crate::tables::affinity::Affinity;
 use crate::tables::flows::line::{V4, V6};
 use crate::tables::flows::{FlowTable, MAX_WORKERS, Share};
 use crate::tables::fragments::Fragments;
@@ -40,6 +41,8 @@ pub struct Shared {
     pub flows_v4: FlowTable<V4>,
     /// Flows of IPv6.
     pub flows_v6: FlowTable<V6>,
+    /// Which backends clients had last.
+    pub affinity: Affinity,
     /// MAC addresses on the uplink.
     pub neighbours: Neighbours,
     /// What became of datagrams' first fragments.
@@ -59,10 +62,10 @@ impl Shared {
     pub fn new(sizes: &Sizes) -> io::Result<Arc<Shared>> {
         let (v4, v6) =
             (FlowTable::new(sizes.flows_v4, sizes.seed)?, FlowTable::new(sizes.flows_v6, sizes.seed)?);
-        Ok(Shared::with_flows_of(sizes.workers, sizes.seed, v4, v6))
+        Ok(Shared::with_flows_of(sizes.workers, sizes.seed, v4, v6, Affinity::new(sizes.seed)?))
     }
 
-    /// Empty tables but for these flows. `seed` is that of the workers' randomness.
+    /// Empty tables but for these flows, and these clients' backends. `seed` is that of the workers' randomness.
     ///
     /// # Panics
     /// If there are more than [`MAX_WORKERS`] workers.
@@ -71,6 +74,7 @@ impl Shared {
         seed: u64,
         flows_v4: FlowTable<V4>,
         flows_v6: FlowTable<V6>,
+        affinity: Affinity,
     ) -> Arc<Shared> {
         assert!(workers <= MAX_WORKERS);
         let epochs = Epochs::new(workers + 1);
@@ -83,6 +87,7 @@ impl Shared {
             epochs,
             flows_v4,
             flows_v6,
+            affinity,
             neighbours: Neighbours::default(),
             fragments: Fragments::new(seed),
             stats: (0..workers).map(|_| WorkerStats::default()).collect(),
@@ -99,6 +104,31 @@ impl Shared {
         // between batches, never within one.
         drop(self.tables.publish(tables.clone()));
         *current = tables;
+    }
+
+    /// What the stages see, beside what is the caller's own.
+    #[inline(always)]
+    pub fn context<'a>(
+        &'a self,
+        tables: &'a Tables,
+        retired: &'a mut [Share; 2],
+        stats: &'a WorkerStats,
+        local: &'a mut Local,
+        now: Now,
+    ) -> Context<'a> {
+        Context {
+            tables,
+            flows_v4: &self.flows_v4,
+            flows_v6: &self.flows_v6,
+            retired,
+            affinity: &self.affinity,
+            epochs: &self.epochs,
+            neighbours: &self.neighbours,
+            fragments: &self.fragments,
+            stats,
+            local,
+            now,
+        }
     }
 
     /// The current tables, for threads that are no workers.
@@ -142,18 +172,7 @@ impl Onlooker {
     /// Calls `look` with what a worker's stages would see now.
     pub fn look<R>(&mut self, now: Now, look: impl FnOnce(&mut Context<'_>) -> R) -> R {
         let tables = self.shared.tables();
-        look(&mut Context {
-            tables: &tables,
-            flows_v4: &self.shared.flows_v4,
-            flows_v6: &self.shared.flows_v6,
-            retired: &mut self.retired,
-            epochs: &self.shared.epochs,
-            fragments: &self.shared.fragments,
-            neighbours: &self.shared.neighbours,
-            stats: &self.stats,
-            local: &mut self.local,
-            now,
-        })
+        look(&mut self.shared.context(&tables, &mut self.retired, &self.stats, &mut self.local, now))
     }
 }
 
@@ -211,18 +230,8 @@ impl Engine {
         path: impl FnOnce(&mut Batch, &mut Context<'_>, &mut Waiting),
     ) -> u64 {
         let tables = self.shared.tables.load(&self.reader);
-        let mut cx = Context {
-            tables,
-            flows_v4: &self.shared.flows_v4,
-            flows_v6: &self.shared.flows_v6,
-            retired: &mut self.retired,
-            epochs: self.reader.epochs(),
-            neighbours: &self.shared.neighbours,
-            fragments: &self.shared.fragments,
-            stats: &self.shared.stats[self.worker],
-            local: &mut self.local,
-            now,
-        };
+        let stats = &self.shared.stats[self.worker];
+        let mut cx = self.shared.context(tables, &mut self.retired, stats, &mut self.local, now);
         path(batch, &mut cx, &mut self.waiting);
         let host = tables.port(HOST_PORT);
         for (frame, meta) in batch.frames.iter_mut().zip(&mut batch.meta) {

@@ -24,6 +24,7 @@ use wirelane_dataplane::kernel::neighbours::Follower;
 use wirelane_dataplane::persist;
 use wirelane_dataplane::ports::af_xdp::{self, AfXdpPorts, Node};
 use wirelane_dataplane::rpc::RpcSocket;
+use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::flows::line::Family;
 use wirelane_dataplane::tables::flows::{Adopted, FileSystem, FlowTable, Found, Place};
 
@@ -55,6 +56,7 @@ fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
         random_seed(),
         open_flows(flows, "IPv4", FLOWS_V4, config)?,
         open_flows(flows, "IPv6", FLOWS_V6, config)?,
+        open_affinity(flows)?,
     );
 
     // The saved tables are live, and the uplink steers by them, before anybody could send others.
@@ -115,6 +117,7 @@ const SOCKET: &str = "dataplane.sock";
 const TABLES: &str = "tables.bin";
 const FLOWS_V4: &str = "flows-v4.bin";
 const FLOWS_V6: &str = "flows-v6.bin";
+const AFFINITY: &str = "affinity.bin";
 
 /// The flows that an earlier run has left, or none. Says which.
 fn open_flows<F: Family>(
@@ -145,6 +148,15 @@ fn open_flows<F: Family>(
     Ok(table)
 }
 
+/// The clients' backends that an earlier run has left, or none.
+fn open_affinity(folder: &Path) -> anyhow::Result<Affinity> {
+    let (affinity, found) = Affinity::open(&folder.join(AFFINITY), random_seed())?;
+    if let Found::Other(mismatch) = found {
+        tracing::error!(%mismatch, "clients' backends from before are lost: their file does not fit");
+    }
+    Ok(affinity)
+}
+
 /// Nobody outside can know it, nor aim at a bucket.
 fn random_seed() -> u64 {
     RandomState::new().hash_one(std::process::id())
@@ -173,7 +185,7 @@ fn cleanup(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
     }
     af_xdp::cleanup(config)?;
     let flows = config.flow_folder.as_deref().unwrap_or(runtime_dir);
-    for file in [runtime_dir.join(TABLES), flows.join(FLOWS_V4), flows.join(FLOWS_V6)] {
+    for file in [runtime_dir.join(TABLES), flows.join(FLOWS_V4), flows.join(FLOWS_V6), flows.join(AFFINITY)] {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| file.display().to_string());

@@ -24,6 +24,7 @@ use crate::stages::service::Choice;
 use crate::stages::{conntrack, decap, forward, fragment, parse, policy, reply, service};
 use crate::stats::{DropRecord, WorkerStats};
 use crate::tables::Tables;
+use crate::tables::affinity::Affinity;
 use crate::tables::flows::FlowTable;
 use crate::tables::flows::Share;
 use crate::tables::flows::line::{V4, V6};
@@ -46,6 +47,8 @@ pub struct Context<'a> {
     pub flows_v6: &'a FlowTable<V6>,
     /// What this worker has of the flow tables' records, for each family.
     pub retired: &'a mut [Share; 2],
+    /// Which backends clients had last.
+    pub affinity: &'a Affinity,
     /// When records that have ended are free.
     pub epochs: &'a Epochs,
     /// MAC addresses on the uplink.

@@ -90,7 +90,6 @@ drop_reasons! {
     SourceLimit "source_limit" "The source address has begun as many flows as one may.";
     SourcePortsExhausted "source_ports_exhausted" "No source port is free to masquerade this connection.";
     NotConfigured "not_configured" "The tables are empty: the control process has sent none yet.";
-    UnsupportedProtocol "unsupported_protocol" "A protocol that carries no flows here was sent to a Service or needed translation.";
     TransmitFull "transmit_full" "The outgoing port's ring was full.";
     ForeignDestination "foreign_destination" "A frame that was not for this node's MAC address or a packet not for its addresses.";
     NoHeadroom "no_headroom" "The frame has no room for another header.";
@@ -103,6 +102,7 @@ drop_reasons! {
     FragmentTimeout "fragment_timeout" "The first fragment of the datagram did not come in time.";
     FragmentOverflow "fragment_overflow" "Too many fragments waited for the first ones of their datagrams.";
     FragmentedTunnel "fragmented_tunnel" "VXLAN to this node in fragments: the other node's MTU is larger than that of the way here.";
+    EchoUnanswered "echo_unanswered" "An echo request to a Service's address, which nobody answers: `answer_echo` is off.";
     NoSpareFrame "no_spare_frame" "The packet had to be cut into pieces for its next hop, and there were no frames for them.";
     BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
 }

@@ -8,7 +8,7 @@ use etherparse::{
     EtherType, Ethernet2Header, Ipv4Header, Ipv6Header, NetSlice, SlicedPacket, TransportSlice,
 };
 
-use crate::packet::{VXLAN_PORT, proto};
+use crate::packet::{VXLAN_PORT, crc32c, proto};
 
 /// The first of the ports that tunnels send from (RFC 7348, 5).
 pub const TUNNEL_PORTS: std::ops::RangeInclusive<u16> = 0xc000..=0xffff;
@@ -142,6 +142,10 @@ pub fn transport(src: &[u8], dst: &[u8], protocol: u8, segment: &[u8]) -> Result
             [_, _, _, _, _, _, 0, 0, ..] => Err("UDP over IPv6 without a checksum".into()),
             _ => verdict(sums_up(&[&pseudo, segment]), "UDP"),
         },
+        proto::SCTP if segment.len() >= 12 => {
+            let blank = [&segment[..8], &[0; 4], &segment[12..]].concat();
+            verdict(crc32c(&blank).to_le_bytes() == segment[8..12], "SCTP")
+        }
         proto::ICMP if src.len() == 4 => verdict(sums_up(&[segment]), "ICMP"),
         proto::ICMPV6 if src.len() == 16 => verdict(sums_up(&[&pseudo, segment]), "ICMPv6"),
         _ => Ok(()),

@@ -10,7 +10,7 @@ use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::build::{PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::objects::{
     Backend, Frontend, FrontendKind, IpBlock, LocalNode, Node, Object, Pod, Policy, PortRange, Rule, Service,
-    ServicePort, vtep_mac_of,
+    ServicePort, Usable, vtep_mac_of,
 };
 use wirelane_dataplane::tables::{HOST_PORT, PortKind, UPLINK_PORT};
 use wirelane_dataplane::wire::Addr;
@@ -119,6 +119,7 @@ pub fn standard() -> Cluster {
         pod("shop/web3", "node3", 10, IDENTITY_WEB, 3),
     ];
     objects.extend(services());
+    objects.extend(external_services());
     objects.extend(policies());
     let port = |id, kind, name: &str, mac, peer_mac, mtu, addresses: Vec<Addr>| {
         (id, PortConfig { kind, name: name.into(), mac, peer_mac, mtu, addresses })
@@ -191,6 +192,51 @@ pub fn service(
         }],
         ..Service::default()
     })
+}
+
+/// A Service with a load balancer's address, whose traffic policies are Local.
+fn local_service(name: &str, address: &str, node_port: u16, sources: &[&str], backend: Backend) -> Service {
+    let frontends = vec![
+        Frontend::new(FrontendKind::LoadBalancer, Some(addr(address)), 80),
+        Frontend::new(FrontendKind::NodePort, None, node_port),
+    ];
+    Service {
+        name: name.into(),
+        ports: vec![ServicePort {
+            name: String::new(),
+            proto: proto::TCP,
+            frontends,
+            backends: vec![backend],
+        }],
+        external_local: true,
+        internal_local: true,
+        source_ranges: sources.iter().map(|source| net(source)).collect(),
+        ..Service::default()
+    }
+}
+
+/// What reaches this node's pods from outside by other ways than a NodePort under the Cluster policy.
+fn external_services() -> Vec<Object> {
+    let web = Backend { local: Usable::Chosen, ..Backend::new(addr("10.244.1.10"), 8080) };
+    let elsewhere = Backend::new(addr("10.244.2.10"), 8080);
+    let sources = ["198.51.100.0/24", "192.0.2.0/24"];
+    let mut far = local_service("shop/far", "203.0.113.81", 30091, &[], elsewhere);
+    far.ports[0].frontends.push(Frontend::new(FrontendKind::ClusterIp, Some(addr("10.96.0.21")), 80));
+    let host_port = ServicePort {
+        name: String::new(),
+        proto: proto::TCP,
+        frontends: vec![Frontend::new(FrontendKind::HostPort, None, 8088)],
+        backends: vec![web.clone()],
+    };
+    vec![
+        Object::Service(local_service("shop/edge", "203.0.113.80", 30090, &sources, web)),
+        Object::Service(far),
+        Object::Service(Service {
+            name: "shop/pod:web".into(),
+            ports: vec![host_port],
+            ..Service::default()
+        }),
+    ]
 }
 
 fn services() -> Vec<Object> {

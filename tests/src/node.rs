@@ -11,9 +11,10 @@ use wirelane_dataplane::engine::{Engine, Shared};
 use wirelane_dataplane::io::frame::FramePool;
 use wirelane_dataplane::io::memory::MemoryPort;
 use wirelane_dataplane::path::STAGES;
+use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::build::{Builder, UplinkRoutes};
 use wirelane_dataplane::tables::flows::{FlowTable, Rules};
-use wirelane_dataplane::tables::objects::{Object, ObjectKey};
+use wirelane_dataplane::tables::objects::{LocalNode, Object, ObjectKey};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_dataplane::worker::{Worker, WorkerConfig};
 
@@ -38,7 +39,8 @@ impl Control {
     pub fn with_rules(workers: usize, flows: u32, rules: Rules) -> Control {
         const SEED: u64 = 0x5eed;
         let (v4, v6) = (FlowTable::with_rules(flows, SEED, rules), FlowTable::with_rules(flows, SEED, rules));
-        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap());
+        let affinity = Affinity::new(SEED).unwrap();
+        let shared = Shared::with_flows_of(workers, SEED, v4.unwrap(), v6.unwrap(), affinity);
         Control { shared, builder: Builder::default() }
     }
 
@@ -66,6 +68,17 @@ impl Control {
     pub fn change(&mut self, upserts: Vec<Object>, deletes: &[ObjectKey]) {
         self.builder.change(upserts, deletes);
         self.publish();
+    }
+
+    /// What holds for this node and the whole cluster is otherwise.
+    pub fn change_local_node(&mut self, change: impl FnOnce(&mut LocalNode)) {
+        let Some(Object::LocalNode(local)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref)
+        else {
+            panic!("no local node");
+        };
+        let mut local = local.clone();
+        change(&mut local);
+        self.change(vec![Object::LocalNode(local)], &[]);
     }
 
     /// The kernel's routes on the uplink are others.

@@ -88,10 +88,19 @@ pub fn other(protocol: u8) -> Packet {
     packet(Transport::Other(protocol))
 }
 
-/// An SCTP packet with nothing but its common header, whose checksum nobody here looks at.
+/// An SCTP packet: its common header, and a chunk of data.
 pub fn sctp(sport: u16, dport: u16) -> Packet {
-    let header = [sport.to_be_bytes(), dport.to_be_bytes(), [0; 2], [9; 2], [0; 2], [0; 2]].concat();
-    other(proto::SCTP).payload(&header)
+    let mut packet = [sport.to_be_bytes(), dport.to_be_bytes(), [0; 2], [9; 2], [0; 2], [0; 2]].concat();
+    packet.extend([0, 3, 0, 20, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, b'd', b'a', b't', b'a']);
+    let sum = crc32c(&packet).to_le_bytes();
+    packet[8..12].copy_from_slice(&sum);
+    other(proto::SCTP).payload(&packet)
+}
+
+/// CRC-32C, as it is defined, bit by bit (RFC 9260, appendix A).
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| (crc >> 1) ^ if crc & 1 == 0 { 0 } else { 0x82f6_3b78 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc)))
 }
 
 /// "Nobody listens on that port", said by the packet's destination.

@@ -19,7 +19,22 @@ pub(super) fn compile(state: &State, settings: &Settings, name: &Name, change: &
     let mut problems = Vec::new();
     let held: Vec<_> =
         (0..pod.host_ports.len()).filter(|&i| holds(state, settings, stored, i, &mut problems)).collect();
-    let ports: Vec<_> = held.into_iter().map(|i| service_port(state, pod, &pod.host_ports[i])).collect();
+    let mut ports: Vec<v1::ServicePort> = Vec::new();
+    for (i, mut port) in held.into_iter().map(|i| (i, service_port(state, pod, &pod.host_ports[i]))) {
+        let is_same = |known: &&mut v1::ServicePort| {
+            known.frontends == port.frontends && known.protocol == port.protocol
+        };
+        if let Some(known) = ports.iter_mut().find(is_same) {
+            // "0.0.0.0" and "::" are one frontend, with the backends of both.
+            known.backends.extend(port.backends);
+            continue;
+        }
+        // Names of container ports need neither be there nor be different.
+        if port.name.is_empty() || ports.iter().any(|known| known.name == port.name) {
+            port.name = format!("{}-{i}", port.frontends[0].port);
+        }
+        ports.push(port);
+    }
     let at = of(name);
     // Before it has an address there is nowhere to send anything to.
     if ports.iter().all(|port| port.backends.is_empty()) {
@@ -30,6 +45,7 @@ pub(super) fn compile(state: &State, settings: &Settings, name: &Name, change: &
         namespace: name.namespace.clone(),
         name: format!("pod:{}", name.name),
         ports,
+        algorithm: v1::Algorithm::Random.into(),
         // Clients keep their addresses: there is no other node to come back from.
         external_local: true,
         ..v1::Service::default()
@@ -66,8 +82,7 @@ fn service_port(state: &State, pod: &Pod, port: &HostPort) -> v1::ServicePort {
         announced: false,
     };
     v1::ServicePort {
-        // A name for each, and one that says which: those of container ports need neither be there nor be different.
-        name: if port.name.is_empty() { port.host_port.to_string() } else { port.name.clone() },
+        name: port.name.clone(),
         protocol: protocol(port.protocol).into(),
         frontends: vec![frontend],
         backends: backends.collect(),

@@ -184,6 +184,13 @@ impl Dataplane for Service {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
+    async fn explain_service(
+        &self,
+        _: Request<v1::ExplainServiceRequest>,
+    ) -> Result<Response<v1::ExplainServiceResponse>, Status> {
+        Err(Status::unimplemented("the double forwards nothing"))
+    }
+
     async fn drops(&self, _: Request<v1::DropsRequest>) -> Result<Response<v1::DropsResponse>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }

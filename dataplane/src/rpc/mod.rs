@@ -4,6 +4,7 @@
 //! ([`query`]). Only root and the dataplane's own user are let in.
 
 pub mod convert;
+mod explain;
 pub mod query;
 
 use std::fs;
@@ -29,6 +30,7 @@ use crate::dataplane::{AttachError, Dataplane, Live, Transaction};
 use crate::ports::{Ports, chain};
 use crate::tables::objects::Object;
 use convert::{Invalid, InvalidObject};
+use explain::Question;
 
 /// The dataplane's socket. Its file goes with it.
 #[derive(Debug)]
@@ -193,6 +195,15 @@ impl<P: Ports> DataplaneRpc for Service<P> {
         _: Request<v1::ServicesRequest>,
     ) -> Result<Response<Self::ServicesStream>, Status> {
         self.stream(|dataplane, send| _ = query::services(dataplane).into_iter().all(send))
+    }
+
+    async fn explain_service(
+        &self,
+        request: Request<v1::ExplainServiceRequest>,
+    ) -> Result<Response<v1::ExplainServiceResponse>, Status> {
+        let question = Question::parse(&request.into_inner()).map_err(invalid_argument)?;
+        let explained = blocking(&self.dataplane, move |dataplane| explain::explain(dataplane, &question));
+        Ok(Response::new(explained.await?))
     }
 
     async fn drops(&self, request: Request<v1::DropsRequest>) -> Result<Response<v1::DropsResponse>, Status> {

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use hashbrown::HashMap;
 use wirelane_proto::v1;
 
-use super::convert::{address_messages, backend_message, frontend_message, protocol_message};
+use super::convert::{
+    address_messages, algorithm_message, backend_message, frontend_message, protocol_message,
+};
 use crate::batch::Key;
 use crate::clock::Now;
 use crate::dataplane::{Dataplane, State, Traffic};
@@ -22,6 +24,7 @@ use crate::tables::flows::{FlowRef, FlowTable};
 use crate::tables::objects::{Object, Service, ServicePort};
 use crate::tables::policy::Direction;
 use crate::tables::services::{Id, backend_name, port_name};
+use crate::tables::standing::Standing;
 use crate::tables::{PortKind, Tables};
 use crate::verdict::DropReason;
 use crate::wire::Addr;
@@ -107,8 +110,8 @@ pub fn services<P: Ports>(dataplane: &Dataplane<P>) -> Vec<v1::ServiceView> {
     }
     // What is left belongs to ports of Services that are gone.
     let mut gone: HashMap<Id, Vec<v1::BackendView>> = HashMap::new();
-    for ((port, _), load) in loads {
-        gone.entry(port).or_default().push(load.removed(&pods, &tables));
+    for ((port, backend), load) in loads {
+        gone.entry(port).or_default().push(load.removed(backend, &pods, &tables));
     }
     views.extend(gone.into_iter().filter_map(|(port, backends)| {
         let (service, port_name, protocol) = split_port_name(names.name(port)?)?;
@@ -117,8 +120,8 @@ pub fn services<P: Ports>(dataplane: &Dataplane<P>) -> Vec<v1::ServiceView> {
             service: service.into(),
             port_name: port_name.into(),
             protocol,
-            frontends: vec![],
             backends,
+            ..v1::ServiceView::default()
         })
     }));
     views
@@ -304,10 +307,10 @@ struct Load {
 impl Load {
     fn view(&self, backend: v1::Backend, local: bool, removed: bool) -> v1::BackendView {
         let Load { flows, packets, bytes, .. } = *self;
-        v1::BackendView { backend: Some(backend), local, flows, packets, bytes, removed }
+        v1::BackendView { backend: Some(backend), local, flows, packets, bytes, removed, ended: false }
     }
 
-    fn removed(&self, pods: &Pods, tables: &Tables) -> v1::BackendView {
+    fn removed(&self, id: Id, pods: &Pods, tables: &Tables) -> v1::BackendView {
         let (address, port) = self.at;
         let backend = v1::Backend {
             address: address.to_vec(),
@@ -316,7 +319,8 @@ impl Load {
             node: pods.node(&address),
             ..v1::Backend::default()
         };
-        self.view(backend, is_local(&address, tables), true)
+        let ended = tables.services.standing(id) == Standing::Gone;
+        v1::BackendView { ended, ..self.view(backend, is_local(&address, tables), true) }
     }
 }
 
@@ -338,13 +342,18 @@ fn view(
         backends.push(load.view(backend_message(backend), is_local(&backend.address, tables), false));
     }
     let removed = loads.extract_if(|(of, _), _| *of == id);
-    backends.extend(removed.map(|(_, load)| load.removed(pods, tables)));
+    backends.extend(removed.map(|((_, backend), load)| load.removed(backend, pods, tables)));
     v1::ServiceView {
         service: service.name.clone(),
         port_name: port.name.clone(),
         protocol: protocol_message(port.proto).into(),
         frontends: port.frontends.iter().map(frontend_message).collect(),
         backends,
+        algorithm: algorithm_message(service.algorithm).into(),
+        affinity_seconds: service.affinity_seconds,
+        external_local: service.external_local,
+        internal_local: service.internal_local,
+        direct_return: service.direct_return,
     }
 }
 

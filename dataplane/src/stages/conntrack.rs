@@ -158,7 +158,7 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 #[inline(always)]
 fn carry_on(flow: FlowRef, meta: &mut Meta, frame_len: usize, cx: &Context<'_>) -> Option<NextHop> {
     let line = cx.flows_v4.line(flow);
-    let begins = (meta.key.proto == proto::TCP) & (meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN);
+    let begins = (meta.key.proto == proto::TCP) & (meta.l4_info & tcp::SYN != 0);
     let closes = (meta.key.proto == proto::TCP) & (meta.l4_info & tcp::FIN != 0);
     let idle = cx.now.tick.wrapping_sub(line.tail().last_seen());
     let is_old = idle > cx.flows_v4.shortest_timeout();
@@ -208,6 +208,10 @@ fn track<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<Tracked, DropReason> {
+    if meta.has(flags::PLAIN) && meta.key.proto == proto::TCP && meta.l4_info & tcp::SYN != 0 {
+        // Its options are of interest to forward.
+        meta.flags &= !flags::PLAIN;
+    }
     // Of ICMP only echoes and errors have an identifier or ports that name a flow.
     let nameless = matches!(meta.key.proto, proto::ICMP | proto::ICMPV6) && !names_a_flow(meta);
     let flow = candidate.filter(|_| !nameless).and_then(|flow| table.confirm(flow, hash, &meta.key));

@@ -5,7 +5,7 @@ use crate::batch::{Answer, Batch, Meta, PLAIN_LEN, Spares, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::stages::cut::{self, Way};
-use crate::stages::hop;
+use crate::stages::{hop, mss};
 use crate::tables::flows::FlowRef;
 use crate::tables::flows::line::{Line, Rewrite, RewriteV4};
 use crate::tables::route::{Hop, NextHop};
@@ -16,7 +16,8 @@ use crate::wire::ethernet::{self, Ethernet, Mac};
 use crate::wire::icmp::{self, Icmp};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
-use crate::wire::tcp::Tcp;
+use crate::wire::sctp::Sctp;
+use crate::wire::tcp::{self, Tcp};
 use crate::wire::udp::{self, Udp};
 use crate::wire::vxlan::{Envelope, TUNNEL_TTL, Vxlan};
 use crate::wire::{proto, view, view_mut};
@@ -144,6 +145,10 @@ fn any(
             translate_error(frame, meta, &rewrite)?;
         }
     }
+    let is_syn = meta.key.proto == proto::TCP && meta.l4_info & tcp::SYN != 0;
+    if is_syn && !meta.has(flags::ICMP_ERROR) {
+        mss::clamp(frame, meta, mtu, cx);
+    }
     if is_too_big {
         cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)?;
     } else {
@@ -178,14 +183,10 @@ fn take_hop(frame: &mut Frame, meta: &Meta) -> Result<(), Stop> {
 
 /// Takes a hop off, and applies a rewrite to addresses, ports and checksums.
 fn translate_v4(frame: &mut Frame, meta: &Meta, rewrite: &RewriteV4) -> Result<(), Stop> {
-    let (l3, l4) = (usize::from(meta.l3), usize::from(meta.l4));
     let bytes = frame.bytes_mut();
-    let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
+    let header: &mut Ipv4 = view_mut(bytes, usize::from(meta.l3)).ok_or(DropReason::MalformedIpv4)?;
     translate_header(header, rewrite)?;
-    if meta.has(flags::LATER) {
-        return Ok(());
-    }
-    write_transport(bytes, l4, meta.key.proto, (rewrite.sport, rewrite.dport), rewrite.l4)?;
+    write_transport(bytes, meta, (rewrite.sport, rewrite.dport), rewrite.l4)?;
     Ok(())
 }
 
@@ -236,11 +237,7 @@ fn translate_v6(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<(),
     if rewrite.to != meta.key {
         let bytes = frame.bytes_mut();
         write_addresses(bytes, usize::from(meta.l3), true, rewrite)?;
-        let to = &rewrite.to;
-        if meta.has(flags::LATER) {
-            return Ok(());
-        }
-        write_transport(bytes, usize::from(meta.l4), to.proto, (to.sport, to.dport), rewrite.l4)?;
+        write_transport(bytes, meta, (rewrite.to.sport, rewrite.to.dport), rewrite.l4)?;
     }
     Ok(())
 }
@@ -259,16 +256,12 @@ fn write_addresses(bytes: &mut [u8], l3: usize, v6: bool, rewrite: &Rewrite) -> 
 }
 
 #[inline(always)]
-fn write_transport(
-    bytes: &mut [u8],
-    l4: usize,
-    protocol: u8,
-    ports: (u16, u16),
-    delta: Delta,
-) -> Result<(), DropReason> {
+fn write_transport(bytes: &mut [u8], meta: &Meta, ports: (u16, u16), delta: Delta) -> Result<(), DropReason> {
     const BAD: DropReason = DropReason::MalformedTransport;
+    let (l4, len) = (usize::from(meta.l4), bytes.len());
     let (sport, dport) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());
-    match protocol {
+    match meta.key.proto {
+        _ if meta.has(flags::LATER) => {}
         proto::TCP => {
             let header: &mut Tcp = view_mut(bytes, l4).ok_or(BAD)?;
             (header.sport, header.dport) = (sport, dport);
@@ -283,6 +276,16 @@ fn write_transport(
             let header: &mut Icmp = view_mut(bytes, l4).ok_or(BAD)?;
             [header.rest[0], header.rest[1]] = sport;
             checksum::apply(&mut header.checksum, delta);
+        }
+        proto::SCTP => {
+            let header: &mut Sctp = view_mut(bytes, l4).ok_or(BAD)?;
+            if !header.has_ports(sport, dport) {
+                if meta.has(flags::FRAGMENT) {
+                    // How much follows is not known yet, so neither is how the checksum changes.
+                    return Err(DropReason::Fragment);
+                }
+                header.set_ports(sport, dport, len - l4);
+            }
         }
         _ => {}
     }
@@ -319,8 +322,9 @@ fn translate_error(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<
         header.dst = rewrite.to.dst.0;
         let (src, dst) = (header.src, header.dst);
         let found = ipv6::transport(&bytes[embedded..]).ok_or(DropReason::MalformedIpv6)?;
+        let len = view::<Ipv6>(bytes, embedded).map_or(0, Ipv6::payload_len) + ipv6::HEADER_LEN;
         write_addresses(bytes, embedded, true, &original)?;
-        write_embedded_ports(bytes, embedded + found.offset, &original);
+        write_embedded_ports(bytes, embedded + found.offset, len.saturating_sub(found.offset), &original);
         set_checksum(&mut bytes[l4..], |message| checksum::transport(&src, &dst, proto::ICMPV6, message));
     } else {
         let header: &mut Ipv4 = view_mut(bytes, l3).ok_or(DropReason::MalformedIpv4)?;
@@ -330,19 +334,20 @@ fn translate_error(frame: &mut Frame, meta: &Meta, rewrite: &Rewrite) -> Result<
         header.dst = rewrite.to.dst.last4();
         let header_len = header.header_len();
         fix_ipv4_checksum(bytes, l3, header_len);
-        let inner_len = view::<Ipv4>(bytes, embedded).ok_or(DropReason::MalformedIpv4)?.header_len();
+        let inner: &Ipv4 = view(bytes, embedded).ok_or(DropReason::MalformedIpv4)?;
+        let (inner_len, len) = (inner.header_len(), inner.total_len().saturating_sub(inner.header_len()));
         let header: &mut Ipv4 = view_mut(bytes, embedded).ok_or(DropReason::MalformedIpv4)?;
         (header.src, header.dst) = (original.to.src.last4(), original.to.dst.last4());
         fix_ipv4_checksum(bytes, embedded, inner_len);
-        write_embedded_ports(bytes, embedded + inner_len, &original);
+        write_embedded_ports(bytes, embedded + inner_len, len, &original);
         set_checksum(&mut bytes[l4..], checksum::checksum);
     }
     Ok(())
 }
 
-/// Ports (or the identifier) of an embedded packet, of which only the first 8 bytes are sure to be there; its
-/// transport checksum is brought along where it is there.
-fn write_embedded_ports(bytes: &mut [u8], l4: usize, rewrite: &Rewrite) {
+/// Ports (or the identifier) of an embedded packet, of whose `len` bytes behind the IP header only the first 8 are sure
+/// to be there; its transport checksum is brought along where it is there.
+fn write_embedded_ports(bytes: &mut [u8], l4: usize, len: usize, rewrite: &Rewrite) {
     let (sport, dport) = (rewrite.to.sport.to_be_bytes(), rewrite.to.dport.to_be_bytes());
     let checksum_at = match rewrite.to.proto {
         proto::TCP => 16,
@@ -351,6 +356,11 @@ fn write_embedded_ports(bytes: &mut [u8], l4: usize, rewrite: &Rewrite) {
         _ => usize::MAX,
     };
     let Some(header) = bytes.get_mut(l4..) else { return };
+    if rewrite.to.proto == proto::SCTP
+        && let Some(header) = view_mut::<Sctp>(header, 0)
+    {
+        return header.set_ports(sport, dport, len);
+    }
     match rewrite.to.proto {
         proto::TCP | proto::UDP | proto::SCTP if header.len() >= 4 => {
             header[..2].copy_from_slice(&sport);

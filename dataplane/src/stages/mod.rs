@@ -6,6 +6,7 @@ pub mod decap;
 pub mod forward;
 pub mod fragment;
 pub mod hop;
+pub mod mss;
 pub mod parse;
 pub mod policy;
 pub(crate) mod quick;

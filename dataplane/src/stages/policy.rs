@@ -151,10 +151,6 @@ fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted,
         }
         translated.src = gateway;
     }
-    if key.proto == proto::SCTP && translated.dport != key.dport {
-        // Its checksum is no sum, and is not mended here.
-        return Err(DropReason::UnsupportedProtocol);
-    }
     Ok(Admitted { translated, rules, next })
 }
 
@@ -194,7 +190,7 @@ fn commit<F: Family>(
 ) -> Result<FlowRef, DropReason> {
     let (key, Admitted { mut translated, rules, next }) = (meta.key, admitted);
     let is_echo = matches!(key.proto, proto::ICMP | proto::ICMPV6);
-    let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP);
+    let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP | proto::SCTP);
     for attempt in 0..PORT_TRIES {
         if attempt > 0 {
             translated.sport = (FIRST_PORT + cx.local.random() % (65_536 - FIRST_PORT)) as u16;

@@ -2,7 +2,7 @@
 //!
 //! The choice is put into the packet's metadata; the packet itself is rewritten by forward.
 
-use crate::batch::{BATCH, Batch, Meta, flags};
+use crate::batch::{Answer, BATCH, Batch, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::parse::refusal;
 use crate::tables::maglev;
@@ -11,7 +11,7 @@ use crate::tables::route::Route;
 use crate::tables::services::{Found, Id, Origin, ServicePort};
 use crate::tables::{PodAt, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::Addr;
+use crate::wire::{Addr, proto};
 
 /// What service has chosen for one packet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,6 +48,10 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
                 waiting.chosen.push(index);
             }
             Outcome::NotOurs => meta.verdict = Verdict::Host,
+            Outcome::Echoed => {
+                meta.answer(Answer::Echo);
+                waiting.answers.push(index);
+            }
             Outcome::Refused(reason) => {
                 meta.refuse(reason, refusal(meta.key.proto));
                 waiting.answers.push(index);
@@ -60,6 +64,7 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 enum Outcome {
     Chosen(Choice),
     NotOurs,
+    Echoed,
     Refused(DropReason),
     Dropped(DropReason),
 }
@@ -70,6 +75,10 @@ fn choose(meta: &Meta, found: Found<'_>, cx: &mut Context<'_>) -> Outcome {
             Ok(choice) => Outcome::Chosen(choice),
             Err(DropReason::NoBackend) => Outcome::Refused(DropReason::NoBackend),
             Err(reason) => Outcome::Dropped(reason),
+        },
+        Found::WrongPort if is_echo(meta) => match &cx.tables.local {
+            Some(local) if local.answer_echo => Outcome::Echoed,
+            _ => Outcome::Dropped(DropReason::EchoUnanswered),
         },
         Found::WrongPort => Outcome::Refused(DropReason::ServiceUndefined),
         Found::Nothing => direct(meta, cx),
@@ -90,12 +99,21 @@ fn backend(
         _ => meta.key.src,
     };
     let selection = port.select(kind, origin, &client)?;
-    let backend = if port.is_hashed() {
-        selection.backends.choose(maglev::hash(&client, meta.key.sport))
-    } else {
-        selection.backends.choose(cx.local.random())
-    };
+    let affinity = port.affinity();
+    let kept = affinity
+        .and_then(|lifetime| cx.affinity.recall(&client, port.id, selection.backends, cx.now.tick, lifetime));
+    let backend = kept.or_else(|| {
+        let bits = if port.is_hashed() {
+            maglev::hash(&client, if affinity.is_some() { 0 } else { meta.key.sport })
+        } else {
+            cx.local.random()
+        };
+        selection.backends.choose(bits)
+    });
     let backend = backend.ok_or(DropReason::NoBackend)?;
+    if affinity.is_some() {
+        cx.affinity.remember(&client, port.id, backend, selection.backends, cx.now.tick);
+    }
     Ok(Choice {
         address: backend.address,
         port: backend.port,
@@ -103,6 +121,11 @@ fn backend(
         // To itself, too, or it would answer itself without anybody's translating the answer.
         masquerade: selection.masquerade || backend.address == meta.key.src,
     })
+}
+
+/// Whether it asks for an echo; others of ICMP begin no flow.
+fn is_echo(meta: &Meta) -> bool {
+    matches!(meta.key.proto, proto::ICMP | proto::ICMPV6)
 }
 
 fn origin(meta: &Meta) -> Origin {

@@ -111,6 +111,29 @@ impl Backends {
         &self.list
     }
 
+    /// Of each, in the order of the list: the part of all numbers that stands for it.
+    pub fn shares(&self) -> Vec<f64> {
+        let places = self.list.len() as f64;
+        let mut shares = vec![0.0; self.list.len()];
+        match &self.method {
+            Method::Even => shares.fill(1.0 / places),
+            Method::Weighted(table) => {
+                for (place, share) in table.iter().enumerate() {
+                    let own = f64::from(share.own) / 2f64.powi(32);
+                    shares[place] += own / places;
+                    shares[share.other as usize] += (1.0 - own) / places;
+                }
+            }
+            Method::Hashed(hashed) => {
+                let entries = hashed.table.entries();
+                for entry in entries {
+                    shares[usize::from(*entry)] += 1.0 / entries.len() as f64;
+                }
+            }
+        }
+        shares
+    }
+
     /// Whether there is none.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The tables: one immutable state with a revision ([`Tables`]), and the one table that workers write
 //! ([`flows`]).
 
+pub mod affinity;
 pub mod backends;
 pub mod build;
 pub mod flows;

@@ -52,6 +52,8 @@ pub struct Shape {
     pub nodes_ipv6_only: bool,
     /// What the servers call themselves begins with this.
     pub prefix: &'static str,
+    /// Seconds for which connections to a backend that is gone go on; without, longer than the test.
+    pub backend_grace: Option<u32>,
 }
 
 impl Bed {
@@ -80,8 +82,9 @@ impl Bed {
 
         let tunnel = Tunnel { over_ipv6: shape.nodes_ipv6_only, peers: &[plan::NODE1], ..Tunnel::default() };
         let node2 = PlainNode::new(&lab, &fabric, plan::NODE2, tunnel).unwrap();
-        let node1 =
-            WirelaneNode::new(&lab, &fabric, plan::NODE1, manifests.folder(), &Settings::default()).unwrap();
+        let mut settings = Settings::default();
+        settings.backend_grace_seconds = shape.backend_grace.unwrap_or(settings.backend_grace_seconds);
+        let node1 = WirelaneNode::new(&lab, &fabric, plan::NODE1, manifests.folder(), &settings).unwrap();
         if shape.nodes_ipv6_only {
             for namespace in [node1.namespace(), node2.namespace()] {
                 namespace.ip("-4 address flush dev eth0").unwrap();

@@ -14,7 +14,7 @@ use crate::{
 const BACKENDS: [&str; 3] = [NEAR.name, OTHER.name, FAR.name];
 
 #[test]
-fn a_removed_backend_gets_nothing_new_and_keeps_what_it_has() {
+fn a_removed_backend_gets_nothing_new_and_keeps_the_connections_that_it_has() {
     if !privileged() {
         return;
     }
@@ -29,7 +29,7 @@ fn a_removed_backend_gets_nothing_new_and_keeps_what_it_has() {
         });
         talks.push((backend, Talk::start(session.expect("every backend is chosen"), backend)));
     }
-    // Of UDP too: one stream for each of some source ports.
+    // Of UDP too: one stream for each of some source ports, of which those to the removed one go to another.
     let tickers: Vec<Ticker> = (0..6).map(|_| Ticker::start(&bed.client, server)).collect();
     Ticker::await_answers(&tickers, 100);
 
@@ -53,10 +53,14 @@ fn a_removed_backend_gets_nothing_new_and_keeps_what_it_has() {
     Ticker::await_answers(&tickers, 100);
     for ticker in tickers {
         let counted = ticker.finish();
-        assert!(
-            counted.lost.is_empty() && counted.servers.len() == 1,
-            "a flow keeps its backend: {counted:?}"
+        let moved = counted.servers.contains(OTHER.name);
+        assert_eq!(
+            counted.servers.len(),
+            1 + usize::from(moved),
+            "no other flow goes elsewhere: {counted:?}"
         );
+        // An answer of the removed one may still have been on its way.
+        assert!(counted.lost.len() <= usize::from(moved), "{counted:?}");
     }
     for (backend, talk) in talks {
         let answers = talk.finish().unwrap_or_else(|error| panic!("{backend}: {error}"));

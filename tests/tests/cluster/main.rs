@@ -12,6 +12,7 @@ mod probe;
 mod raw;
 
 mod changes;
+mod endings;
 mod hostile;
 mod labs;
 mod manifests;

@@ -5,10 +5,11 @@ use wirelane_dataplane::tables::build::UplinkRoutes;
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, POD_MTU, VNI, WEB, vtep_mac};
 use wirelane_tests::fragments::{cut, mend};
+use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
 use super::link::{self, Link};
-use super::{NEW, NEW_DECAP, Row, row};
+use super::{KNOWN_DECAP, NEW, NEW_DECAP, Row, row};
 
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
 const MTU: usize = POD_MTU as usize;
@@ -227,6 +228,20 @@ fn hops() -> Vec<Row> {
     ]
 }
 
+fn clamp_mss(control: &mut Control) {
+    control.change_local_node(|local| local.clamp_mss = true);
+}
+
+/// With a maximum segment size, at an odd place.
+fn mss(packet: Packet, mss: u16) -> Packet {
+    let [high, low] = mss.to_be_bytes();
+    packet.tcp_options(&[1, 2, 4, high, low, 1, 1, 1])
+}
+
+fn syn(packet: Packet, size: u16) -> Packet {
+    mss(packet.syn(), size)
+}
+
 fn sizes() -> Vec<Row> {
     use DropReason::TooBig;
     let outside =
@@ -235,6 +250,40 @@ fn sizes() -> Vec<Row> {
         tcp().from("[2001:db8:7::7]:0").source_port(sport).to("[fd00:244:1::10]:80").from_net(254)
     };
     vec![
+        row("a SYN into the tunnel says no larger segments than that carries")
+            .told(clamp_mss)
+            .input(UPLINK_PORT, syn(outside(1661).to("192.0.2.1:30081"), 1460))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, {
+                let got = outside(1661).from("10.244.1.1:1661").to("10.244.2.10:8080");
+                to_node2(syn(got, MTU as u16 - 40).hop())
+            }),
+        row("a SYN-ACK out of the tunnel says no larger segments than that carries")
+            .told(clamp_mss)
+            .after(UPLINK_PORT, syn(outside(1662).to("192.0.2.1:30081"), 1460))
+            .input(
+                UPLINK_PORT,
+                from_node2(mss(tcp().from("10.244.2.10:8080").to("10.244.1.1:1662").syn_ack(), 8960)),
+            )
+            .via(KNOWN_DECAP)
+            .forwards(UPLINK_PORT, {
+                let said = tcp().from("192.0.2.1:30081").to("198.51.100.7:1662").syn_ack();
+                mss(said, MTU as u16 - 40).hop().to_net(254)
+            }),
+        row("a SYN says no larger segments than the next hop takes, IPv6")
+            .told(clamp_mss)
+            .input(UPLINK_PORT, syn(outside_v6(1663), 1440))
+            .begins(NEW)
+            .forwards(WEB, syn(outside_v6(1663), MTU as u16 - 60).hop().to_pod(WEB)),
+        row("a SYN that says little stays as it is")
+            .told(clamp_mss)
+            .input(UPLINK_PORT, syn(outside(1664), 536))
+            .begins(NEW)
+            .forwards(WEB, syn(outside(1664), 536).hop().to_pod(WEB)),
+        row("segment sizes are nobody's business unless they are to be clamped")
+            .input(UPLINK_PORT, syn(outside(1665), 8960))
+            .begins(NEW)
+            .forwards(WEB, syn(outside(1665), 8960).hop().to_pod(WEB)),
         row("as large as the pod takes")
             .input(UPLINK_PORT, outside(1650).ip_len(MTU))
             .begins(NEW)

@@ -1,19 +1,25 @@
 //! service: ClusterIPs, node ports, and what is refused.
 
-use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::tables::objects::ObjectKey;
+use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, VNI, WEB, vtep_mac};
+use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
 use super::link::{self, Link};
-use super::{NEW, NEW_DECAP, Row, row};
+use super::{KNOWN, NEW, NEW_DECAP, Row, row};
 
 const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
 
 pub fn rows() -> Vec<Row> {
-    [cluster_ips(), node_ports(), refused()].into_iter().flatten().collect()
+    [cluster_ips(), node_ports(), traffic_policies(), refused()].into_iter().flatten().collect()
+}
+
+/// Echoes to Services' addresses are to be answered.
+fn answer_echo(control: &mut Control) {
+    control.change_local_node(|local| local.answer_echo = true);
 }
 
 /// To `node2` out of this node.
@@ -125,6 +131,26 @@ fn cluster_ips() -> Vec<Row> {
                 WEB,
                 tcp().from("[fd00:244:1::1]:1411").to("[fd00:244:1::10]:8080").syn().hop().to_pod(WEB),
             ),
+        row("to an SCTP ClusterIP, on another port than the backend's: its CRC is mended (RFC 9260)")
+            .input(API, sctp(1460, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
+            .begins(NEW)
+            .forwards(WEB, sctp(1460, 5002).from("10.244.1.11").to("10.244.1.10").hop().to_pod(WEB)),
+        row("the answer of an SCTP ClusterIP, from another port than was asked")
+            .after(API, sctp(1461, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
+            .input(WEB, sctp(5002, 1461).from("10.244.1.10").to("10.244.1.11").from_pod(WEB))
+            .via(KNOWN)
+            .forwards(API, sctp(5001, 1461).from("10.96.0.14").to("10.244.1.11").hop().to_pod(API)),
+        row("an ICMP error about SCTP to a ClusterIP: embedded ports and CRC are translated back")
+            .after(API, sctp(1463, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
+            .input(WEB, {
+                let got = sctp(1463, 5002).from("10.244.1.11").to("10.244.1.10").hop();
+                port_unreachable(&got).from_pod(WEB)
+            })
+            .via(KNOWN)
+            .forwards(API, {
+                let sent = sctp(1463, 5001).from("10.244.1.11").to("10.96.0.14").hop();
+                port_unreachable(&sent).hop().to_pod(API)
+            }),
         row("to an SCTP ClusterIP, on the backend's own port")
             .input(API, sctp(1412, 5000).from("10.244.1.11").to("10.96.0.14").from_pod(API))
             .begins(NEW)
@@ -203,6 +229,89 @@ fn node_ports() -> Vec<Row> {
             .input(UPLINK_PORT, udp().from("198.51.100.7:1426").to("192.0.2.1:30080").from_net(254))
             .via(TO_SERVICE)
             .to_host(),
+    ]
+}
+
+fn traffic_policies() -> Vec<Row> {
+    use DropReason::*;
+    let from_outside =
+        |sport: u16, to: &str| tcp().from("198.51.100.7:0").source_port(sport).to(to).syn().from_net(254);
+    let from_api = |sport: u16, to: &str| tcp().from("10.244.1.11:0").source_port(sport).to(to).syn();
+    let to_web = |from: &str| tcp().from(from).to("10.244.1.10:8080").syn().hop().to_pod(WEB);
+    vec![
+        row("a NodePort, policy Local: the client's address stays")
+            .input(UPLINK_PORT, from_outside(1480, "192.0.2.1:30090"))
+            .begins(NEW)
+            .forwards(WEB, to_web("198.51.100.7:1480")),
+        row("a NodePort, policy Local, no backend here: dropped")
+            .input(UPLINK_PORT, from_outside(1481, "192.0.2.1:30091"))
+            .via(TO_SERVICE)
+            .drops(NoLocalBackend),
+        row("a ClusterIP, policy Local, no backend here: dropped")
+            .input(API, from_api(1482, "10.96.0.21:80").from_pod(API))
+            .via(TO_SERVICE)
+            .drops(NoLocalBackend),
+        row("a pod to a NodePort, policy Local: as if from outside, to any backend")
+            .input(API, from_api(1483, "192.0.2.1:30091").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(from_api(1483, "10.244.2.10:8080").hop())),
+        row("the node to a load balancer's address, policy Local: to any backend, masqueraded")
+            .input(HOST_PORT, tcp().from("10.244.1.1:1484").to("203.0.113.81:80").syn().from_host())
+            .begins(NEW)
+            .forwards(
+                UPLINK_PORT,
+                to_node2(tcp().from("10.244.1.1:1484").to("10.244.2.10:8080").syn().hop()),
+            ),
+        row("out of a tunnel to a NodePort, policy Local")
+            .input(UPLINK_PORT, {
+                let (src, dst) = link::inner_from("192.0.2.2");
+                let inner = tcp().from("10.244.2.11:1485").to("192.0.2.1:30090").syn().link(src, dst);
+                udp()
+                    .from("192.0.2.2:50000")
+                    .to("192.0.2.1:4789")
+                    .without_checksum()
+                    .vxlan(VNI, inner)
+                    .from_net(2)
+            })
+            .begins(NEW_DECAP)
+            .forwards(WEB, to_web("10.244.2.11:1485")),
+        row("a load balancer's address, from its source ranges")
+            .input(UPLINK_PORT, from_outside(1486, "203.0.113.80:80"))
+            .begins(NEW)
+            .forwards(WEB, to_web("198.51.100.7:1486")),
+        row("a load balancer's address, not from its source ranges: dropped")
+            .input(UPLINK_PORT, tcp().from("203.0.113.9:1487").to("203.0.113.80:80").syn().from_net(254))
+            .via(TO_SERVICE)
+            .drops(SourceRange),
+        row("a pod to a load balancer's address, not from its source ranges: dropped")
+            .input(API, from_api(1488, "203.0.113.80:80").from_pod(API))
+            .via(TO_SERVICE)
+            .drops(SourceRange),
+        row("the node to a load balancer's address whose source ranges have the node's own")
+            .input(HOST_PORT, tcp().from("10.244.1.1:1489").to("203.0.113.80:80").syn().from_host())
+            .begins(NEW)
+            .forwards(WEB, to_web("10.244.1.1:1489")),
+        row("a port that a load balancer's address does not have: reset")
+            .input(UPLINK_PORT, from_outside(1490, "203.0.113.80:81"))
+            .via(TO_SERVICE)
+            .refuses(
+                ServiceUndefined,
+                tcp()
+                    .from("203.0.113.80:81")
+                    .to("198.51.100.7:1490")
+                    .flags(flag::RST | flag::ACK)
+                    .numbers(0, 1001)
+                    .window(0)
+                    .to_net(254),
+            ),
+        row("a host port: the client's address stays")
+            .input(UPLINK_PORT, from_outside(1491, "192.0.2.1:8088"))
+            .begins(NEW)
+            .forwards(WEB, to_web("198.51.100.7:1491")),
+        row("a pod to its own host port: masqueraded")
+            .input(WEB, tcp().from("10.244.1.10:1492").to("192.0.2.1:8088").syn().from_pod(WEB))
+            .begins(NEW)
+            .forwards(WEB, to_web("10.244.1.1:1492")),
     ]
 }
 
@@ -346,13 +455,20 @@ fn refused() -> Vec<Row> {
             .input(API, question(1453, "10.96.0.10:80"))
             .via(TO_SERVICE)
             .refuses(ServiceUndefined, port_unreachable(&question(1453, "10.96.0.10:80")).to_pod(API)),
-        row("ping of a ClusterIP: unreachable")
+        row("ping of a ClusterIP, which is to be answered")
+            .told(answer_echo)
+            .input(API, ping(1464).from("10.244.1.11").to("10.96.0.10").payload(b"hello").from_pod(API))
+            .via(TO_SERVICE)
+            .replies(pong(1464).from("10.96.0.10").to("10.244.1.11").payload(b"hello").to_pod(API)),
+        row("ping of a ClusterIP, which is to be answered, IPv6")
+            .told(answer_echo)
+            .input(API, ping(1465).from("fd00:244:1::11").to("fd00:96::10").payload(b"hello").from_pod(API))
+            .via(TO_SERVICE)
+            .replies(pong(1465).from("fd00:96::10").to("fd00:244:1::11").payload(b"hello").to_pod(API)),
+        row("ping of a ClusterIP, which is not to be answered")
             .input(API, ping(1454).from("10.244.1.11").to("10.96.0.10").from_pod(API))
             .via(TO_SERVICE)
-            .refuses(
-                ServiceUndefined,
-                port_unreachable(&ping(1454).from("10.244.1.11").to("10.96.0.10")).to_pod(API),
-            ),
+            .drops(EchoUnanswered),
         row("an address of the Service range that no Service has: dropped in silence")
             .input(API, syn(1455, "10.96.9.9:80"))
             .via(TO_SERVICE)
@@ -374,13 +490,9 @@ fn refused() -> Vec<Row> {
             .input(API, syn(1459, "10.96.0.15:80"))
             .via(TO_POLICY)
             .drops(ServiceLoop),
-        row("SCTP to another port than it was sent to")
-            .input(API, sctp(1460, 5001).from("10.244.1.11").to("10.96.0.14").from_pod(API))
-            .via(TO_POLICY)
-            .drops(UnsupportedProtocol),
-        row("SCTP whose replies would be another flow's: its ports cannot be changed")
-            .after(API, sctp(1461, 5000).from("10.244.1.11").to("10.96.0.14").from_pod(API))
-            .input(API, sctp(1461, 5000).from("10.244.1.11").to("10.244.1.10").from_pod(API))
+        row("a protocol without ports whose replies would be another flow's")
+            .after(HOST_PORT, other(47).from("10.244.1.1").to("10.244.2.10").payload(&[7; 20]).from_host())
+            .input(HOST_PORT, other(47).from("192.0.2.1").to("10.244.2.10").payload(&[7; 20]).from_host())
             .via(TO_POLICY)
             .drops(SourcePortsExhausted),
         row("a backend that is not attached")

@@ -15,8 +15,10 @@ use wirelane_dataplane::path::{Context, Local, Waiting};
 use wirelane_dataplane::rcu::Epochs;
 use wirelane_dataplane::stages::parse;
 use wirelane_dataplane::stats::WorkerStats;
+use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::flows::line::{V4, V6};
 use wirelane_dataplane::tables::flows::{FlowTable, Share};
+use wirelane_dataplane::tables::fragments::Fragments;
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::{HOST_PORT, Tables};
 use wirelane_dataplane::verdict::{DropReason, Verdict};
@@ -31,7 +33,9 @@ struct Parser {
     tables: Arc<Tables>,
     flows: (FlowTable<V4>, FlowTable<V6>),
     retired: [Share; 2],
+    affinity: Affinity,
     epochs: Arc<Epochs>,
+    fragments: Fragments,
     neighbours: Neighbours,
     stats: WorkerStats,
     pool: FramePool,
@@ -47,7 +51,9 @@ impl Parser {
             tables: control.shared.tables(),
             flows: (FlowTable::new(64, 0).unwrap(), FlowTable::new(64, 0).unwrap()),
             retired: [0, 1].map(|_| Share::new(0, 1)),
+            affinity: Affinity::new(0).unwrap(),
             epochs: Epochs::new(0),
+            fragments: Fragments::new(0),
             neighbours: Neighbours::default(),
             stats: WorkerStats::default(),
             pool: FramePool::in_memory(1, 4096).unwrap(),
@@ -66,7 +72,9 @@ impl Parser {
             flows_v4: &self.flows.0,
             flows_v6: &self.flows.1,
             retired: &mut self.retired,
+            affinity: &self.affinity,
             epochs: &self.epochs,
+            fragments: &self.fragments,
             neighbours: &self.neighbours,
             stats: &self.stats,
             local: &mut Local::new(1),

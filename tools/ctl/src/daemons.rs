@@ -14,9 +14,9 @@ use wirelane_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
         AttachPodRequest, AttachPodResponse, ControlStatusRequest, ControlStatusResponse, DetachPodRequest,
-        DropsRequest, DropsResponse, Flow, FlowsRequest, Object, ServiceView, ServicesRequest,
-        SnapshotRequest, StatusRequest, StatusResponse, control_client::ControlClient,
-        dataplane_client::DataplaneClient, snapshot_item::Item,
+        DropsRequest, DropsResponse, ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest,
+        Object, ServiceView, ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse,
+        control_client::ControlClient, dataplane_client::DataplaneClient, snapshot_item::Item,
     },
 };
 
@@ -104,6 +104,14 @@ impl Daemons {
         self.dataplane(async |mut client| {
             collect(client.services(ServicesRequest {}).await?.into_inner()).await
         })
+    }
+
+    /// What a connection to a service would meet.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn explain_service(&self, request: ExplainServiceRequest) -> Result<ExplainServiceResponse> {
+        self.dataplane(async |mut client| Ok(client.explain_service(request).await?.into_inner()))
     }
 
     /// The sums by reason, and the latest `limit` drops.

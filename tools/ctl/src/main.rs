@@ -5,15 +5,19 @@ mod show;
 
 use std::{
     io::{self, ErrorKind, Write},
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
+    str::FromStr,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde_json::Value;
-use wirelane::{Daemons, daemons, traffic};
+use wirelane::{Daemons, daemons, daemons::address_bytes, traffic};
+use wirelane_proto::v1::{ExplainServiceRequest, Protocol};
 
 /// Asks and steers the daemons of a Wirelane node.
 #[derive(Debug, Parser)]
@@ -42,8 +46,21 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
-    /// Show services with their frontends and backends.
-    Services,
+    /// Show services with their frontends, and backends with their state and what they carry.
+    Services {
+        #[command(subcommand)]
+        about: Option<About>,
+    },
+    /// Show the connections that are left at backends which get no new ones: terminating, not ready, weight 0, removed.
+    ///
+    /// Exits with 2 while there are any.
+    Drain {
+        /// Only of this service, as "namespace/name".
+        service: Option<String>,
+        /// Return when none is left.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Show what was dropped: sums by reason, and the latest packets.
     Drops {
         /// At most this many of the latest packets.
@@ -84,6 +101,58 @@ enum Command {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum About {
+    /// Say which backend a connection would get, and why each other one not.
+    Explain {
+        /// Where it would go: ADDRESS:PORT or ADDRESS:PORT/PROTOCOL (tcp, udp, sctp; tcp unless said otherwise).
+        to: Destination,
+        /// Who would connect: an address, or ADDRESS:PORT where the port counts (Maglev). Otherwise a pod of this
+        /// node; for addresses outside the cluster somebody there.
+        #[arg(long, value_name = "CLIENT")]
+        from: Option<Client>,
+    },
+}
+
+/// An address, port and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Destination {
+    end: SocketAddr,
+    protocol: Protocol,
+}
+
+impl FromStr for Destination {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Destination, String> {
+        let (end, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            "sctp" => Protocol::Sctp,
+            _ => return Err("the protocol is neither tcp, udp nor sctp".to_owned()),
+        };
+        let end = end.parse().map_err(|_| "no ADDRESS:PORT (of IPv6: [ADDRESS]:PORT)".to_owned())?;
+        Ok(Destination { end, protocol })
+    }
+}
+
+/// An address, and a port or 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Client(IpAddr, u16);
+
+impl FromStr for Client {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Client, String> {
+        let with_port = text.parse().map(|end: SocketAddr| Client(end.ip(), end.port()));
+        with_port.or_else(|_| text.parse().map(|ip| Client(ip, 0))).map_err(|_| "no address".to_owned())
+    }
+}
+
+/// While connections are left at backends that drain.
+const STILL_DRAINING: u8 = 2;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
@@ -112,9 +181,31 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             let flows = daemons.flows(*address, *limit)?;
             print(&|| show::flows_table(&flows), &|| show::flows_json(&flows))?;
         }
-        Command::Services => {
+        Command::Services { about: None } => {
             let services = daemons.services()?;
             print(&|| show::services_table(&services), &|| show::services_json(&services))?;
+        }
+        Command::Services { about: Some(About::Explain { to, from }) } => {
+            let explained = daemons.explain_service(ExplainServiceRequest {
+                address: address_bytes(to.end.ip()),
+                port: to.end.port().into(),
+                protocol: to.protocol.into(),
+                client: from.map(|client| address_bytes(client.0)).unwrap_or_default(),
+                client_port: from.map_or(0, |client| client.1.into()),
+            })?;
+            print(&|| show::explained_table(&explained), &|| show::explained_json(&explained))?;
+        }
+        Command::Drain { service, wait } => {
+            let look = || anyhow::Ok(show::Drain::of(daemons.services()?, service.as_deref()));
+            let mut drain = look()?;
+            while *wait && !drain.is_over() {
+                thread::sleep(Duration::from_secs(1));
+                drain = look()?;
+            }
+            print(&|| drain.table(), &|| drain.json())?;
+            if !drain.is_over() {
+                return Ok(ExitCode::from(STILL_DRAINING));
+            }
         }
         Command::Drops { limit } => {
             let drops = daemons.drops(*limit)?;
@@ -166,6 +257,22 @@ mod tests {
         let after = Arguments::parse_from(["wirelane", "flows", "--json", "--runtime-dir", "/x"]);
         assert!(before.json && after.json);
         assert_eq!(before.runtime_dir, after.runtime_dir);
+    }
+
+    #[test]
+    fn a_destination_has_a_protocol_and_a_client_may_have_a_port() {
+        let udp = Destination { end: "[fd00::1]:53".parse().unwrap(), protocol: Protocol::Udp };
+        assert_eq!("[fd00::1]:53/UDP".parse(), Ok(udp));
+        assert_eq!("10.0.0.1:80".parse::<Destination>().unwrap().protocol, Protocol::Tcp);
+        for wrong in ["10.0.0.1", "10.0.0.1:80/icmp", "web:80"] {
+            assert!(wrong.parse::<Destination>().is_err(), "{wrong}");
+        }
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(
+            ["192.0.2.1", "192.0.2.1:99"].map(str::parse),
+            [Ok(Client(address, 0)), Ok(Client(address, 99))]
+        );
+        assert!("nobody".parse::<Client>().is_err());
     }
 
     #[test]

@@ -451,7 +451,11 @@ fn mac(field: &str, bytes: &[u8]) -> Result<Mac, Invalid> {
     }
 }
 
-fn protocol(field: &str, number: i32) -> Result<u8, Invalid> {
+/// The IANA number of a protocol that Services can have.
+///
+/// # Errors
+/// When it is none of them.
+pub fn protocol(field: &str, number: i32) -> Result<u8, Invalid> {
     match v1::Protocol::try_from(number) {
         Ok(v1::Protocol::Tcp) => Ok(proto::TCP),
         Ok(v1::Protocol::Udp) => Ok(proto::UDP),
@@ -462,7 +466,11 @@ fn protocol(field: &str, number: i32) -> Result<u8, Invalid> {
     }
 }
 
-fn port(field: &str, value: u32) -> Result<u16, Invalid> {
+/// A port of a transport protocol.
+///
+/// # Errors
+/// When there is no such port.
+pub fn port(field: &str, value: u32) -> Result<u16, Invalid> {
     Ok(number(field, value, 1, 65_535)? as u16)
 }
 

@@ -9,8 +9,10 @@ mod outgoing;
 #[cfg(test)]
 mod tests;
 
-pub use incoming::{Invalid, InvalidObject, attachment, filter_address, key, object, pod_name};
+pub use incoming::{
+    Invalid, InvalidObject, attachment, filter_address, key, object, pod_name, port, protocol,
+};
 pub use outgoing::{
-    address_messages, attachment_message, backend_message, frontend_message, key_message, object_message,
-    protocol_message,
+    address_messages, algorithm_message, attachment_message, backend_message, frontend_message, key_message,
+    object_message, protocol_message,
 };

@@ -163,7 +163,8 @@ fn masquerade_message(masquerade: &Masquerade) -> v1::Masquerade {
     }
 }
 
-fn algorithm_message(algorithm: Algorithm) -> v1::Algorithm {
+/// An algorithm as the contract has it.
+pub fn algorithm_message(algorithm: Algorithm) -> v1::Algorithm {
     match algorithm {
         Algorithm::Random => v1::Algorithm::Random,
         Algorithm::Maglev => v1::Algorithm::Maglev,

@@ -9,6 +9,8 @@
 //! The index is not in it: [`adopt`](super::adopt) makes it anew from the records, which takes no longer than to see
 //! that each of its entries is right, and leaves no state of it to be wrong. A file that fits is gone on with; one that
 //! does not is emptied, and why is said. Ticks are of the monotonic clock of one boot: the file of another does not fit.
+//!
+//! What else workers write and should outlive the process lies in files that begin the same way.
 
 use std::fmt::{self, Display};
 use std::fs::{self, File, Permissions};
@@ -19,8 +21,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs};
 
 use super::line::Family;
-use super::storage::Storage;
-use super::{FlowTable, Record, Rules};
+use super::storage::Stored;
+use super::{FlowTable, Rules};
 use crate::io::memory_area::MemoryArea;
 use crate::sync::{AtomicU64, Ordering};
 
@@ -52,9 +54,24 @@ struct Fixed {
     checksum: u64,
 }
 
-/// Changes with the layout of records.
-const VERSION: u32 = 1;
-const MAGIC: [u8; 8] = *b"wl-flows";
+/// What a file is to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents {
+    /// What the file begins with.
+    pub magic: [u8; 8],
+    /// Changes with the layout of records.
+    pub version: u32,
+    /// 4 or 6; 0: both.
+    pub family: u32,
+    /// How many records.
+    pub capacity: u32,
+}
+
+impl Contents {
+    fn flows<F: Family>(capacity: u32) -> Contents {
+        Contents { magic: *b"wl-flows", version: 1, family: F::VERSION, capacity }
+    }
+}
 
 /// Why a file cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +117,7 @@ pub enum Found {
 
 /// A file that is open, mapped and locked: for this process alone, until it ends.
 #[derive(Debug)]
-pub(super) struct FlowFile {
+pub struct FlowFile {
     /// Holds the lock.
     _file: File,
     path: PathBuf,
@@ -149,7 +166,7 @@ impl<F: Family> FlowTable<F> {
         now: u32,
     ) -> Result<(FlowTable<F>, Found), OpenError> {
         let capacity = super::clamp(capacity);
-        let (storage, seed, found) = FlowFile::open(path, capacity, seed)?;
+        let (storage, seed, found) = FlowFile::open(path, Contents::flows::<F>(capacity), seed)?;
         let io = |source| OpenError::Io { path: path.into(), source };
         let mut table = FlowTable::over(storage, capacity, seed, rules).map_err(io)?;
         table.adopt(now);
@@ -176,11 +193,11 @@ impl FlowFile {
     ///
     /// # Errors
     /// When another process has it, or the kernel refuses, for want of memory, say.
-    pub(super) fn open<F: Family>(
+    pub fn open<T: bytemuck::Zeroable>(
         path: &Path,
-        capacity: u32,
+        contents: Contents,
         seed: u64,
-    ) -> Result<(Storage<F>, u64, Found), OpenError> {
+    ) -> Result<(Stored<T>, u64, Found), OpenError> {
         let io = |source: io::Error| OpenError::Io { path: path.into(), source };
         let file = File::options()
             .read(true)
@@ -198,8 +215,8 @@ impl FlowFile {
         file.set_permissions(Permissions::from_mode(0o600)).map_err(io)?;
 
         let boot = boot().map_err(io)?;
-        let wanted = Fixed::new::<F>(capacity, seed, boot);
-        let bytes = Storage::<F>::bytes(capacity);
+        let wanted = Fixed::new(contents, size_of::<T>(), seed, boot);
+        let bytes = Stored::<T>::bytes(contents.capacity);
         let (fixed, found) = match read(&file, &wanted, bytes).map_err(io)? {
             Some(Ok((fixed, closed))) => (fixed, Found::Flows { closed }),
             Some(Err(mismatch)) => (wanted, Found::Other(mismatch)),
@@ -219,7 +236,7 @@ impl FlowFile {
         }
         let file_system = if is_tmpfs { FileSystem::Tmpfs } else { FileSystem::Other };
         let file = FlowFile { _file: file, path: path.into(), file_system };
-        let storage = Storage::over(area, capacity, Some(file));
+        let storage = Stored::over(area, contents.capacity, Some(file));
         storage.header().generation.fetch_or(1, Ordering::Relaxed);
         Ok((storage, fixed.seed, found))
     }
@@ -237,13 +254,13 @@ impl Header {
 }
 
 impl Fixed {
-    fn new<F: Family>(capacity: u32, seed: u64, boot: [u8; 40]) -> Fixed {
+    fn new(contents: Contents, record_bytes: usize, seed: u64, boot: [u8; 40]) -> Fixed {
         let fixed = Fixed {
-            magic: MAGIC,
-            version: VERSION,
-            family: F::VERSION,
-            record_bytes: size_of::<Record<F>>() as u64,
-            capacity: capacity.into(),
+            magic: contents.magic,
+            version: contents.version,
+            family: contents.family,
+            record_bytes: record_bytes as u64,
+            capacity: contents.capacity.into(),
             seed,
             boot,
             reserved: [0; 5],
@@ -313,6 +330,7 @@ fn boot() -> io::Result<[u8; 40]> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::Record;
     use super::super::line::V4;
     use super::*;
 
@@ -331,7 +349,8 @@ pub(super) mod tests {
     }
 
     fn open(path: &Path, capacity: u32) -> Result<(u64, Found), OpenError> {
-        FlowFile::open::<V4>(path, capacity, 7).map(|(_, seed, found)| (seed, found))
+        FlowFile::open::<Record<V4>>(path, Contents::flows::<V4>(capacity), 7)
+            .map(|(_, seed, found)| (seed, found))
     }
 
     #[test]
@@ -375,7 +394,7 @@ pub(super) mod tests {
     fn a_file_is_one_processs_and_remembers_whether_that_was_killed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flows");
-        let held = FlowFile::open::<V4>(&path, 64, 7).unwrap();
+        let held = FlowFile::open::<Record<V4>>(&path, Contents::flows::<V4>(64), 7).unwrap();
         let error = open(&path, 64).unwrap_err().to_string();
         assert!(error.ends_with("another dataplane has its flows here"), "{error}");
         // As if it were killed: nobody says that it is closed.

@@ -37,6 +37,8 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::tables::route::NextHop;
 pub use adopt::Adopted;
 #[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
+pub(in crate::tables) use file::{Contents, FlowFile};
 pub use file::{FileSystem, Found, Mismatch, OpenError, Place};
 pub use free::Share;
 use free::{Pool, Pressure, Records};
@@ -45,6 +47,8 @@ pub use index::FlowRef;
 use index::{Index, Refused};
 use limits::{Limit, Limits, Quota};
 use line::{Family, Line, Rewrite};
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
+pub(in crate::tables) use storage::Stored;
 use storage::{Buckets, Storage};
 use timeouts::Timeouts;
 

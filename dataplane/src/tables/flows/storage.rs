@@ -1,4 +1,5 @@
-//! Memory of the flow table: zeroed, huge pages advised, viewed as slices.
+//! Memory of the flow table, and of what else outlives the process beside it: zeroed, huge pages advised, viewed as
+//! slices.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -11,6 +12,7 @@ use super::index::Bucket;
 use super::line::Family;
 use crate::io::memory_area::MemoryArea;
 use crate::sync::AtomicU64;
+use crate::tables::recent::Set;
 
 // What lies in memory that begins as zeros, or as another process of the same layout has left it. Of all three more is
 // true than the trait says: every pattern of bits is a value.
@@ -21,6 +23,8 @@ unsafe impl bytemuck::Zeroable for Bucket {}
 unsafe impl<F: Family> bytemuck::Zeroable for Record<F> {}
 // SAFETY: integers, of which only the atomic ones are written once it is shared.
 unsafe impl bytemuck::Zeroable for Header {}
+// SAFETY: arrays of atomic integers.
+unsafe impl<const K: usize, const V: usize> bytemuck::Zeroable for Set<K, V> {}
 
 /// A slice of `T`s in memory that somebody else has.
 #[derive(Debug)]
@@ -89,38 +93,43 @@ impl Deref for Buckets {
 
 /// A header and the records behind it, in anonymous memory or in a file.
 #[derive(Debug)]
-pub(super) struct Storage<F: Family> {
+pub struct Stored<T> {
     header: Slots<Header>,
-    records: Slots<Record<F>>,
+    records: Slots<T>,
     area: MemoryArea,
     file: Option<FlowFile>,
 }
+
+/// That of a flow table.
+pub(super) type Storage<F> = Stored<Record<F>>;
 
 /// Where the records begin.
 const RECORDS_AT: usize = 4096;
 
 const _: () = assert!(size_of::<Header>() <= RECORDS_AT);
 
-impl<F: Family> Storage<F> {
+impl<T: bytemuck::Zeroable> Stored<T> {
     /// Bytes for so many records.
     pub(super) fn bytes(capacity: u32) -> usize {
-        (RECORDS_AT + capacity as usize * size_of::<Record<F>>()).next_multiple_of(RECORDS_AT)
+        (RECORDS_AT + capacity as usize * size_of::<T>()).next_multiple_of(RECORDS_AT)
     }
 
-    /// Over memory of [`Storage::bytes`], and the file that it is of.
-    pub(super) fn over(area: MemoryArea, capacity: u32, file: Option<FlowFile>) -> Storage<F> {
+    /// Over memory of [`Stored::bytes`], and the file that it is of.
+    pub(super) fn over(area: MemoryArea, capacity: u32, file: Option<FlowFile>) -> Stored<T> {
         let records = Slots::over(&area, RECORDS_AT, capacity as usize);
-        Storage { header: Slots::over(&area, 0, 1), records, area, file }
+        Stored { header: Slots::over(&area, 0, 1), records, area, file }
     }
 
     /// In memory of this process.
     ///
     /// # Errors
     /// When the memory cannot be had.
-    pub(super) fn anonymous(capacity: u32) -> io::Result<Storage<F>> {
-        Ok(Storage::over(MemoryArea::anonymous(Storage::<F>::bytes(capacity))?, capacity, None))
+    pub fn anonymous(capacity: u32) -> io::Result<Stored<T>> {
+        Ok(Stored::over(MemoryArea::anonymous(Stored::<T>::bytes(capacity))?, capacity, None))
     }
+}
 
+impl<T> Stored<T> {
     pub(super) fn header(&self) -> &Header {
         &self.header[0]
     }
@@ -131,7 +140,7 @@ impl<F: Family> Storage<F> {
     }
 
     #[inline(always)]
-    pub(super) fn records(&self) -> &[Record<F>] {
+    pub(super) fn records(&self) -> &[T] {
         &self.records
     }
 
@@ -144,7 +153,16 @@ impl<F: Family> Storage<F> {
     }
 }
 
-impl<F: Family> Drop for Storage<F> {
+impl<T> Deref for Stored<T> {
+    type Target = [T];
+
+    #[inline(always)]
+    fn deref(&self) -> &[T] {
+        &self.records
+    }
+}
+
+impl<T> Drop for Stored<T> {
     fn drop(&mut self) {
         if self.file.is_some() {
             self.header().close();

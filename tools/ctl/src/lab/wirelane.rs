@@ -41,6 +41,8 @@ pub struct Settings {
     pub vxlan_port: u16,
     /// The tunnels' network number.
     pub vni: u32,
+    /// How long connections to a backend that is gone may go on, in seconds.
+    pub backend_grace_seconds: u32,
 }
 
 impl Default for Settings {
@@ -54,6 +56,8 @@ impl Default for Settings {
             frames_per_worker: 16384,
             vxlan_port: 4789,
             vni: 4096,
+            // Longer than any run, unless it is about that.
+            backend_grace_seconds: 3600,
         }
     }
 }
@@ -151,8 +155,16 @@ impl WirelaneNode {
     }
 
     fn configure(&self, settings: &Settings, manifests: &Path) -> Result<()> {
-        let Settings { workers, flows, xdp_mode, when_unbound, frames_per_worker, vxlan_port, vni } =
-            settings;
+        let Settings {
+            workers,
+            flows,
+            xdp_mode,
+            when_unbound,
+            frames_per_worker,
+            vxlan_port,
+            vni,
+            backend_grace_seconds,
+        } = settings;
         let name = self.plan.name;
         let dataplane = format!(
             "uplink = \"eth0\"\nworkers = {workers}\nflows = {flows}\nxdp_mode = \"{xdp_mode}\"\n\
@@ -160,7 +172,8 @@ impl WirelaneNode {
         );
         let control = format!(
             "node = \"{name}\"\nmanifests = {manifests:?}\nservice_cidrs = [\"10.96.0.0/16\", \"fd00:96::/112\"]\n\
-             vxlan_port = {vxlan_port}\nvni = {vni}\nuplink_mtu = {}\n",
+             vxlan_port = {vxlan_port}\nvni = {vni}\nuplink_mtu = {}\n\
+             backend_grace_seconds = {backend_grace_seconds}\n",
             super::plan::WIRE_MTU
         );
         for (daemon, text) in [("wirelane-dataplane", dataplane), ("wirelane-control", control)] {

@@ -9,7 +9,7 @@ use wirelane_proto::v1::{
 
 use super::{
     address, mac,
-    services::{frontend_kind, protocol_name},
+    services::{algorithm_name, frontend_kind, protocol_name, state, usable},
 };
 
 /// A list of flows.
@@ -43,6 +43,11 @@ pub fn services_json(services: &[ServiceView]) -> Value {
             "protocol": protocol_name(view.protocol),
             "frontends": list(&view.frontends, frontend),
             "backends": list(&view.backends, backend_view),
+            "algorithm": algorithm_name(view.algorithm),
+            "affinity_seconds": view.affinity_seconds,
+            "external_local": view.external_local,
+            "internal_local": view.internal_local,
+            "direct_return": view.direct_return,
         })
     })
 }
@@ -123,7 +128,7 @@ fn tuple(tuple: &Tuple) -> Value {
     })
 }
 
-fn frontend(frontend: &Frontend) -> Value {
+pub(super) fn frontend(frontend: &Frontend) -> Value {
     json!({
         "kind": frontend_kind(frontend.kind),
         "address": address(&frontend.address),
@@ -132,11 +137,20 @@ fn frontend(frontend: &Frontend) -> Value {
     })
 }
 
-fn backend(backend: &Backend) -> Value {
-    json!({ "address": address(&backend.address), "port": backend.port, "pod": backend.pod, "node": backend.node })
+pub(super) fn backend(backend: &Backend) -> Value {
+    json!({
+        "address": address(&backend.address),
+        "port": backend.port,
+        "pod": backend.pod,
+        "node": backend.node,
+        "cluster": usable(backend.cluster).as_str_name(),
+        "local": usable(backend.local).as_str_name(),
+        "weight": backend.weight,
+        "serving": backend.serving,
+    })
 }
 
-fn backend_view(view: &BackendView) -> Value {
+pub(super) fn backend_view(view: &BackendView) -> Value {
     json!({
         "backend": view.backend.as_ref().map(backend),
         "local": view.local,
@@ -144,6 +158,8 @@ fn backend_view(view: &BackendView) -> Value {
         "packets": view.packets,
         "bytes": view.bytes,
         "removed": view.removed,
+        "ended": view.ended,
+        "state": state(view),
     })
 }
 

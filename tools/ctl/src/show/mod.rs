@@ -1,6 +1,8 @@
 //! The daemons' answers for people (tables) and for programs (JSON). Both use the names of the protobuf messages.
 
+mod drain;
 mod drops;
+mod explain;
 mod flows;
 mod grid;
 mod json;
@@ -11,7 +13,9 @@ use wirelane::daemons::address_from;
 use wirelane_proto::v1::{AttachPodResponse, Tuple};
 
 pub use self::{
+    drain::Drain,
     drops::drops_table,
+    explain::{explained_json, explained_table},
     flows::flows_table,
     grid::bordered,
     json::{attached_json, drops_json, flows_json, services_json},
