@@ -418,6 +418,7 @@ impl MemoryPorts {
             gone: Mutex::default(),
             missing: Mutex::default(),
             told: Mutex::default(),
+            sent: Mutex::default(),
         }
     }
 }

@@ -31,11 +31,13 @@ struct xdp_md {
 enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LPM_TRIE = 11,
        BPF_MAP_TYPE_XSKMAP = 17 };
 enum { BPF_F_NO_PREALLOC = 1 };
-enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_ICMPV6 = 58, IPPROTO_SCTP = 132 };
-enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd };
+enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_FRAGMENT = 44, IPPROTO_ICMPV6 = 58,
+       IPPROTO_SCTP = 132 };
+enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806, ETH_P_IPV6 = 0x86dd };
+enum { ARPOP_REQUEST = 1 };
 enum { ICMP_ECHOREPLY = 0, ICMP_DEST_UNREACH = 3, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETERPROB = 12 };
 enum { ICMPV6_DEST_UNREACH = 1, ICMPV6_PARAMPROB = 4, ICMPV6_ECHO_REQUEST = 128, ICMPV6_ECHO_REPLY = 129,
-       NDISC_FIRST = 133, NDISC_LAST = 137 };
+       NDISC_FIRST = 133, NDISC_NEIGHBOUR_SOLICITATION = 135, NDISC_LAST = 137 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
@@ -46,7 +48,7 @@ static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void
 #define __always_inline inline __attribute__((always_inline))
 #define htons(x) __builtin_bswap16(x) /* clang's bpf target is the host's endianness; all we build for are little */
 
-/* Headers: RFC 791, RFC 8200, RFC 768, RFC 9293, RFC 792, RFC 4443. */
+/* Headers: RFC 791, RFC 8200, RFC 768, RFC 9293, RFC 792, RFC 4443, RFC 826, RFC 4861. */
 
 struct ethhdr {
 	__u8 dest[6], source[6];
@@ -77,6 +79,22 @@ struct icmphdr {
 	__u8 type, code;
 	__u16 checksum;
 	__u16 id, sequence; /* of echoes */
+} __attribute__((packed));
+
+/* ARP for IPv4 over Ethernet. */
+struct arphdr {
+	__u16 hardware, protocol;
+	__u8 hardware_len, protocol_len;
+	__u16 operation;
+	__u8 sender_mac[6];
+	__u32 sender;
+	__u8 target_mac[6];
+	__u32 target;
+} __attribute__((packed));
+
+struct solicitation {
+	struct icmphdr icmp;
+	__u32 target[4];
 } __attribute__((packed));
 
 /* What the maps hold. An IPv4 address is in its IPv4-mapped form, so that one map serves both families. */
@@ -118,6 +136,14 @@ struct {
 	__type(value, __u8);
 } prefixes SEC(".maps");
 
+/* Addresses that we answer for on the link; the kernel knows nothing of them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct address);
+	__type(value, __u8);
+} announced SEC(".maps");
+
 /* Ports of the node's addresses that are ours, one bit each: TCP, UDP, SCTP, then the identifiers of echoes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -154,9 +180,10 @@ static __always_inline void count(__u32 outcome)
 		(*frames)++;
 }
 
-static __always_inline int to_socket(struct xdp_md *ctx)
+/* What becomes of a frame is `otherwise` if its queue has no socket. */
+static __always_inline int to_socket(struct xdp_md *ctx, __u32 otherwise)
 {
-	int action = bpf_redirect_map(&sockets, ctx->rx_queue_index, when_unbound);
+	int action = bpf_redirect_map(&sockets, ctx->rx_queue_index, otherwise);
 
 	count(action == XDP_REDIRECT ? STEERED : UNBOUND);
 	return action;
@@ -190,6 +217,11 @@ static __always_inline int is_node(const struct address *address)
 	return bpf_map_lookup_elem(&node_addresses, address) != 0;
 }
 
+static __always_inline int is_announced(const struct address *address)
+{
+	return bpf_map_lookup_elem(&announced, address) != 0;
+}
+
 static __always_inline int is_vxlan(__u8 protocol, __u16 port)
 {
 	__u32 zero = 0;
@@ -207,6 +239,13 @@ static __always_inline int is_set(__u32 bitmap, __u16 port)
 
 	return bits && (*bits >> (port % 64) & 1);
 }
+
+/*
+ * Whose a frame is. A fragment for the node may be anybody's: only the first of a datagram has ports. So all go to the
+ * socket, whose worker passes on what is not ours; but without a worker the kernel shall not miss them. The same holds
+ * for questions about addresses that we announce.
+ */
+enum whose { THE_KERNELS, OURS, PERHAPS_OURS };
 
 static __always_inline int in_use(__u8 protocol, __u16 port)
 {
@@ -237,7 +276,7 @@ static __always_inline int sent_by_us(const struct address *source, __u8 protoco
 	return in_use(protocol, htons(transport->source)) || is_vxlan(protocol, htons(transport->dest));
 }
 
-static __always_inline int ours_ipv4(void *at, void *end)
+static __always_inline enum whose ours_ipv4(void *at, void *end)
 {
 	struct iphdr *ip = at, *inner;
 	struct address address;
@@ -249,10 +288,11 @@ static __always_inline int ours_ipv4(void *at, void *end)
 		return 0;
 	address = mapped(ip->dest);
 	if (in_prefix(&address))
-		return 1;
-	/* A fragment has not always ports, and the kernel can put it together. */
-	if (ip->frag_off & htons(0x3fff) || !is_node(&address))
-		return 0;
+		return OURS;
+	if (!is_node(&address))
+		return THE_KERNELS;
+	if (ip->frag_off & htons(0x3fff))
+		return PERHAPS_OURS;
 	header = (ip->version_ihl & 15) * 4;
 	if (ip->protocol != IPPROTO_ICMP) {
 		transport = at + header;
@@ -274,24 +314,34 @@ static __always_inline int ours_ipv4(void *at, void *end)
 	return sent_by_us(&address, inner->protocol, (void *)inner + (inner->version_ihl & 15) * 4, end);
 }
 
-static __always_inline int ours_ipv6(void *at, void *end)
+static __always_inline enum whose ours_ipv6(void *at, void *end)
 {
 	struct ipv6hdr *ip = at, *inner;
 	struct address address;
 	struct porthdr *transport;
+	struct solicitation *solicitation;
 	struct icmphdr *icmp;
 
 	if ((void *)(ip + 1) > end)
 		return 0;
-	address = address6(ip->dest);
 	icmp = (void *)(ip + 1);
+	solicitation = (void *)icmp;
+	if (ip->nexthdr == IPPROTO_ICMPV6 && (void *)(solicitation + 1) <= end &&
+	    icmp->type == NDISC_NEIGHBOUR_SOLICITATION) {
+		/* To the address itself or to its group. */
+		address = address6(solicitation->target);
+		return is_announced(&address) ? PERHAPS_OURS : THE_KERNELS;
+	}
+	address = address6(ip->dest);
 	if (in_prefix(&address)) {
-		/* Neighbour discovery is the kernel's, whatever address it is about. */
+		/* All other neighbour discovery is the kernel's, whatever address it is about. */
 		return ip->nexthdr != IPPROTO_ICMPV6 || (void *)(icmp + 1) > end ||
 		       icmp->type < NDISC_FIRST || icmp->type > NDISC_LAST;
 	}
 	if (!is_node(&address))
-		return 0;
+		return THE_KERNELS;
+	if (ip->nexthdr == IPPROTO_FRAGMENT)
+		return PERHAPS_OURS;
 	if (ip->nexthdr != IPPROTO_ICMPV6) {
 		transport = (void *)(ip + 1);
 		return (void *)(transport + 1) <= end && (in_use(ip->nexthdr, htons(transport->dest)) ||
@@ -311,10 +361,21 @@ static __always_inline int ours_ipv6(void *at, void *end)
 	return sent_by_us(&address, inner->nexthdr, inner + 1, end);
 }
 
+static __always_inline enum whose ours_arp(void *at, void *end)
+{
+	struct arphdr *arp = at;
+	struct address address;
+
+	if ((void *)(arp + 1) > end || arp->operation != htons(ARPOP_REQUEST))
+		return THE_KERNELS;
+	address = mapped(arp->target);
+	return is_announced(&address) ? PERHAPS_OURS : THE_KERNELS;
+}
+
 SEC("xdp")
 int steer_pod(struct xdp_md *ctx)
 {
-	return to_socket(ctx);
+	return to_socket(ctx, when_unbound);
 }
 
 SEC("xdp")
@@ -322,15 +383,19 @@ int steer_uplink(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *ethernet = data;
-	int ours = 0;
+	enum whose whose = THE_KERNELS;
 
 	if ((void *)(ethernet + 1) > end)
 		return to_kernel();
 	if (ethernet->type == htons(ETH_P_IP))
-		ours = ours_ipv4(ethernet + 1, end);
+		whose = ours_ipv4(ethernet + 1, end);
 	else if (ethernet->type == htons(ETH_P_IPV6))
-		ours = ours_ipv6(ethernet + 1, end);
-	return ours ? to_socket(ctx) : to_kernel();
+		whose = ours_ipv6(ethernet + 1, end);
+	else if (ethernet->type == htons(ETH_P_ARP))
+		whose = ours_arp(ethernet + 1, end);
+	if (whose == THE_KERNELS)
+		return to_kernel();
+	return to_socket(ctx, whose == OURS ? when_unbound : XDP_PASS);
 }
 
 char _license[] SEC("license") = "MIT";

@@ -215,6 +215,7 @@ impl Flows {
             hop: (NextHop::UNRESOLVED, 0),
             from_pod: true,
             masquerade_limit: 0,
+            one_sided: false,
         };
         let flow = self.table.insert(share, &self.epochs, &new, 0)?;
         // Answered: no flow has to go for another.

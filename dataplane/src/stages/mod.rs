@@ -3,6 +3,7 @@
 pub mod conntrack;
 pub mod cut;
 pub mod decap;
+mod discovery;
 pub mod forward;
 pub mod fragment;
 pub mod hop;

@@ -63,6 +63,8 @@ pub struct Admitted {
     masquerade_limit: u32,
     rules: (Id, Id),
     next: NextHop,
+    /// Whether its replies do not come by here.
+    one_sided: bool,
 }
 
 /// Which identity refused a connection, and at which end.
@@ -140,11 +142,15 @@ fn admit(meta: &mut Meta, hash: u64, choice: &Choice, cx: &Context<'_>) -> Resul
             Direction::Egress => DropReason::PolicyEgress,
         }
     })?;
-    let next = hop::towards(&choice.address, cx)?;
+    let next = match choice.hand_on {
+        Some(next) => next,
+        None => hop::towards(&choice.address, cx)?,
+    };
     let source = Source::of(meta, choice, next, cx.tables)?;
     let translated = Key { src: source.address, dst: choice.address, dport: choice.port, ..key };
     let ports = Ports::new(&source, translated, hash);
-    Ok(Admitted { ports, masquerade_limit: source.limit, rules, next })
+    let one_sided = choice.hand_on.is_some();
+    Ok(Admitted { ports, masquerade_limit: source.limit, rules, next, one_sided })
 }
 
 /// Begins the flow, unless a packet before this one, in this batch or on another worker, has meanwhile.
@@ -175,7 +181,7 @@ fn commit<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
-    let (key, Admitted { mut ports, masquerade_limit, rules, next }) = (meta.key, admitted);
+    let (key, Admitted { mut ports, masquerade_limit, rules, next, one_sided }) = (meta.key, admitted);
     while let Some(translated) = ports.next(table, &mut cx.local.exhausted, cx.now.tick) {
         let reply = translated.reversed();
         let new = NewFlow {
@@ -186,6 +192,7 @@ fn commit<F: Family>(
             hop: (next, cx.tables.revision as u32),
             from_pod: meta.has(flags::FROM_POD),
             masquerade_limit,
+            one_sided,
         };
         let index = usize::from(meta.has(flags::V6));
         match table.insert(&mut cx.retired[index], cx.epochs, &new, cx.now.tick) {

@@ -4,6 +4,7 @@
 use crate::batch::{Answer, Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
+use crate::stages::hop;
 use crate::stages::forward::{self, fix_ipv4_checksum, set_checksum};
 use crate::stages::parse::LINK_GATEWAY_V6;
 use crate::tables::UPLINK_PORT;
@@ -12,7 +13,7 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::arp::Arp;
 use crate::wire::checksum;
 use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::icmp::{self, Icmp, Neighbour};
+use crate::wire::icmp::{self, ALL_NODES, Icmp, Neighbour, Solicited};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::tcp::{self, Tcp};
@@ -76,6 +77,11 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &mut Context<'_>) -> Result<(), Dr
         }
         Answer::None => return Err(DropReason::NoRoute),
     };
+    if meta.has(flags::HANDED_ON) {
+        // To the client, as all that it gets from here.
+        let back = Meta { l3: ethernet::HEADER_LEN as u16, key: meta.key.reversed(), ..*meta };
+        return forward::send(frame, &back, hop::towards(&meta.key.src, cx)?, 0, cx);
+    }
     if meta.has(flags::DECAPPED) {
         // Back through the tunnel that it came by.
         let back = Meta { l3: ethernet::HEADER_LEN as u16, key: meta.key.reversed(), ..*meta };
@@ -91,9 +97,13 @@ fn ip_type(meta: &Meta) -> u16 {
     if meta.has(flags::V6) { ethernet::IPV6 } else { ethernet::IPV4 }
 }
 
-/// Neighbour advertisement (RFC 4861, 4.4) for the gateway.
+/// Neighbour advertisement (RFC 4861, 4.4) for the address that was asked for: the gateway's, or one of a Service, which
+/// is nobody's router.
 fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), DropReason> {
-    let target = LINK_GATEWAY_V6;
+    let asked: &Solicited =
+        view(frame.bytes(), usize::from(meta.l4)).ok_or(DropReason::MalformedTransport)?;
+    let target = asked.target;
+    let router = if target == LINK_GATEWAY_V6 { icmp::ROUTER } else { 0 };
     // Duplicate address detection asks from the unspecified address and is told by multicast, as nobody who
     // has asked (RFC 4861, 7.2.4).
     let (dst, solicited) =
@@ -103,7 +113,7 @@ fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), D
             kind: icmp::v6::NEIGHBOUR_ADVERTISEMENT,
             code: 0,
             checksum: [0; 2],
-            rest: [icmp::ROUTER | icmp::OVERRIDE | solicited, 0, 0, 0],
+            rest: [router | icmp::OVERRIDE | solicited, 0, 0, 0],
         },
         target,
         option: icmp::OPTION_TARGET,
@@ -115,8 +125,6 @@ fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), D
     let header = Ipv6::new(target, dst, proto::ICMPV6, size_of::<Neighbour>() as u16, 255);
     replace(frame, &[&[0; ethernet::HEADER_LEN], bytemuck::bytes_of(&header), bytemuck::bytes_of(&message)])
 }
-
-const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// Turns an echo request into its reply.
 fn echo(frame: &mut Frame, meta: &Meta) -> Result<(), DropReason> {
@@ -210,7 +218,7 @@ fn error(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Result<(), DropRea
         meta.key.dst
     } else {
         let node = cx.tables.node(v6);
-        let outside = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);
+        let outside = meta.in_port == UPLINK_PORT && meta.flags & (flags::DECAPPED | flags::HANDED_ON) != flags::DECAPPED;
         if outside || node.gateway == Addr::UNSPECIFIED { node.uplink } else { node.gateway }
     };
     let (src, dst) = ends(from, meta.key.src, meta);

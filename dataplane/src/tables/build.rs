@@ -332,6 +332,12 @@ impl Builder {
             vxlan_port: local.map_or(0, |local| local.vxlan_port),
             node_ports: self.frontends.ports_at(&node_addresses, services),
             masquerade: local.and_then(|local| Some(local.masquerade.as_ref()?.ports.clone())),
+            // For its own addresses the kernel answers.
+            announced: self
+                .frontends
+                .announced()
+                .filter(|address| !node_addresses.contains(address))
+                .collect(),
             node_addresses,
             prefixes,
         }

@@ -277,4 +277,13 @@ pub struct Steering {
     pub masquerade: Option<RangeInclusive<u16>>,
     /// Destinations that are ours whatever the port.
     pub prefixes: Vec<ipnet::IpNet>,
+    /// Addresses that this node tells the uplink's link are here, in order.
+    pub announced: Vec<Addr>,
+}
+
+impl Steering {
+    /// Whether this node answers for an address on the uplink's link.
+    pub fn is_announced(&self, addr: &Addr) -> bool {
+        self.announced.binary_search(addr).is_ok()
+    }
 }

@@ -282,6 +282,7 @@ fn plain(original: &Key) -> NewFlow {
         rules: (0, 0),
         from_pod: false,
         masquerade_limit: 0,
+        one_sided: false,
         hop: (NextHop::UNRESOLVED, 0),
     }
 }

@@ -13,6 +13,7 @@ mod raw;
 
 mod changes;
 mod endings;
+mod fragments;
 mod hostile;
 mod labs;
 mod manifests;

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "af-xdp")]
 mod af_xdp;
+mod announced;
 mod conntrack;
 mod decap;
 mod endings;
@@ -350,6 +351,7 @@ fn list(frames: &[(PortId, Vec<u8>)]) -> String {
 fn rows() -> Vec<Row> {
     [
         parse::rows(),
+        announced::rows(),
         decap::rows(),
         conntrack::rows(),
         endings::rows(),

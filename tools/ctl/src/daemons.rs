@@ -14,9 +14,9 @@ use wirelane_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
         AttachPodRequest, AttachPodResponse, ControlStatusRequest, ControlStatusResponse, DetachPodRequest,
-        DropsRequest, DropsResponse, ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest, Object, ServiceView, ServicesRequest,
-        SnapshotRequest, StatusRequest, StatusResponse, control_client::ControlClient,
-        dataplane_client::DataplaneClient, snapshot_item::Item,
+        DropsRequest, DropsResponse, ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest,
+        Object, ServiceView, ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse,
+        control_client::ControlClient, dataplane_client::DataplaneClient, snapshot_item::Item,
     },
 };
 

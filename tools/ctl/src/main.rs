@@ -268,7 +268,10 @@ mod tests {
             assert!(wrong.parse::<Destination>().is_err(), "{wrong}");
         }
         let address: IpAddr = "192.0.2.1".parse().unwrap();
-        assert_eq!(["192.0.2.1", "192.0.2.1:99"].map(str::parse), [Ok(Client(address, 0)), Ok(Client(address, 99))]);
+        assert_eq!(
+            ["192.0.2.1", "192.0.2.1:99"].map(str::parse),
+            [Ok(Client(address, 0)), Ok(Client(address, 99))]
+        );
         assert!("nobody".parse::<Client>().is_err());
     }
 

@@ -77,6 +77,8 @@ pub struct NewFlow {
     pub from_pod: bool,
     /// How many flows that are masqueraded the pod may have, if this one is; 0: any number.
     pub masquerade_limit: u32,
+    /// Whether its replies do not come by here.
+    pub one_sided: bool,
 }
 
 impl NewFlow {
@@ -349,6 +351,9 @@ impl<F: Family> FlowTable<F> {
             self.line(original).tail().set_from_pod();
         }
         self.line(reply).init(&new.reply.0, &new.reply.1, new.rules, now);
+        if new.one_sided {
+            self.line(reply).tail().mark(state::seen::ONE_SIDED);
+        }
 
         if let Err(refused) = self.insert_key(reply_hash, reply, &new.reply.0) {
             self.records_of().retire(share, epochs, record);
@@ -429,6 +434,7 @@ fn plain(original: Key) -> NewFlow {
         hop: (NextHop::UNRESOLVED, 0),
         from_pod: false,
         masquerade_limit: 0,
+        one_sided: false,
     }
 }
 

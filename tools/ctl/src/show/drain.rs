@@ -25,9 +25,7 @@ impl Drain {
                 continue;
             }
             let backends = std::mem::take(&mut view.backends);
-            left.extend(
-                backends.into_iter().filter_map(|to| drains(&to).map(|why| (view.clone(), to, why))),
-            );
+            left.extend(backends.into_iter().filter_map(|to| drains(&to).map(|why| (view.clone(), to, why))));
         }
         Drain { left }
     }

@@ -37,8 +37,12 @@ pub fn explained_table(explained: &ExplainServiceResponse) -> String {
         "Cluster traffic policy: backends of any node"
     };
     let _writing_to_a_string_succeeds = match outcome {
-        Outcome::Refused => writeln!(text, "refused, and told so: {} ({})", explained.sentence, explained.reason),
-        Outcome::Dropped => writeln!(text, "dropped in silence: {} ({})", explained.sentence, explained.reason),
+        Outcome::Refused => {
+            writeln!(text, "refused, and told so: {} ({})", explained.sentence, explained.reason)
+        }
+        Outcome::Dropped => {
+            writeln!(text, "dropped in silence: {} ({})", explained.sentence, explained.reason)
+        }
         _ => writeln!(text, "{policy}; {}", method(explained.method)),
     };
     let columns = [
@@ -102,7 +106,9 @@ fn why(one: &ExplainedBackend, to: &Backend, explained: &ExplainServiceResponse)
         (true, _, Method::ByAffinity) => "the client had it last",
         (true, _, Method::ByHash) => "the hash says so",
         (true, ..) => "one of those in use",
-        (false, wirelane_proto::v1::Usable::Chosen, Method::ByAffinity) => "in use, but the client had another last",
+        (false, wirelane_proto::v1::Usable::Chosen, Method::ByAffinity) => {
+            "in use, but the client had another last"
+        }
         (false, wirelane_proto::v1::Usable::Chosen, Method::ByHash) => "in use, but the hash says another",
         (false, wirelane_proto::v1::Usable::Chosen, _) => "in use, but this connection gets none",
         (false, why, _) => words(why),

@@ -1,6 +1,8 @@
 //! `wirelane services`.
 
-use wirelane_proto::v1::{Algorithm, Backend, BackendView, Frontend, Protocol, ServiceView, Usable, frontend};
+use wirelane_proto::v1::{
+    Algorithm, Backend, BackendView, Frontend, Protocol, ServiceView, Usable, frontend,
+};
 
 use super::{
     endpoint,
@@ -148,8 +150,13 @@ mod tests {
     use super::*;
 
     fn view(cluster: Usable, local: Usable, serving: bool) -> BackendView {
-        let backend =
-            Backend { cluster: cluster.into(), local: local.into(), serving, weight: 1, ..Backend::default() };
+        let backend = Backend {
+            cluster: cluster.into(),
+            local: local.into(),
+            serving,
+            weight: 1,
+            ..Backend::default()
+        };
         BackendView { backend: Some(backend), ..BackendView::default() }
     }
 
