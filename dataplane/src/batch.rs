@@ -124,6 +124,9 @@ pub mod flags {
     pub const DONT_FRAGMENT: u16 = 1 << 10;
     /// It counts as dropped for `Meta::reason`, although its sender gets an answer.
     pub const REFUSED: u16 = 1 << 11;
+    /// Came out of a tunnel as its client, outside the cluster, had sent it to the other node: a backend of this node
+    /// answers the client directly.
+    pub const HANDED_ON: u16 = 1 << 14;
     /// TCP or UDP in IPv4 without options, no fragment, behind an Ethernet header: every field that matters is
     /// at its usual place, within the first [`PLAIN_LEN`](super::PLAIN_LEN) bytes.
     pub const PLAIN: u16 = 1 << 12;

@@ -41,6 +41,8 @@ const NODE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
 const CLIENT6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 const NODE_PORT: u16 = 30080;
 const VXLAN: u16 = 4789;
+/// Of echoes that masqueraded pods have asked for.
+const ECHO_ID: u16 = 61_000;
 
 fn rules() -> SteeringRules {
     SteeringRules {
@@ -51,6 +53,7 @@ fn rules() -> SteeringRules {
         tcp_ports: [NODE_PORT].into(),
         udp_ports: [NODE_PORT + 1].into(),
         sctp_ports: [NODE_PORT + 2].into(),
+        echo_ids: [ECHO_ID].into(),
         vxlan_port: Some(VXLAN),
         announced: ["192.0.2.80", "2001:db8::80"].map(|address| address.parse().unwrap()).into(),
     }
@@ -180,10 +183,23 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
         &bytes!(v4([10, 96, 0, 10]).icmpv4_echo_request(1, 2), b""),
     );
     uplink.passes("its neighbour", &bytes!(v4([10, 96, 0, 11]).icmpv4_echo_request(1, 2), b""));
-    uplink.passes("an echo request to the node", &bytes!(v4(NODE).icmpv4_echo_request(1, 2), b""));
+    uplink.passes("an echo request to the node", &bytes!(v4(NODE).icmpv4_echo_request(ECHO_ID, 2), b""));
+    uplink
+        .is_ours("the answer to a pod's echo request", &bytes!(v4(NODE).icmpv4_echo_reply(ECHO_ID, 2), b""));
+    uplink.passes("the answer to the node's own", &bytes!(v4(NODE).icmpv4_echo_reply(1, 2), b""));
+    // Its header begins as TCP's does.
+    let sctp = |port| {
+        let mut frame = bytes!(v4(NODE).tcp(50000, port, 0, 1), b"");
+        frame[14 + 9] = 132;
+        frame
+    };
+    uplink.is_ours("SCTP to a node port", &sctp(NODE_PORT + 2));
+    uplink.passes("SCTP to another port", &sctp(NODE_PORT));
 
     uplink.is_ours("IPv6 TCP to a node port", &bytes!(v6(NODE6).tcp(50000, NODE_PORT, 0, 1000), b""));
     uplink.passes("IPv6 TCP to another port", &bytes!(v6(NODE6).tcp(50000, 22, 0, 1000), b""));
+    uplink.is_ours("an IPv6 echo's answer", &bytes!(v6(NODE6).icmpv6_echo_reply(ECHO_ID, 2), b""));
+    uplink.passes("an IPv6 echo request", &bytes!(v6(NODE6).icmpv6_echo_request(ECHO_ID, 2), b""));
     uplink.is_ours("VXLAN over IPv6", &bytes!(v6(NODE6).udp(1, VXLAN), b"x"));
     uplink.is_ours("anything to an IPv6 pod", &bytes!(v6(ip6("fd00:244:1::7")).udp(1, 2), b""));
     uplink.is_ours("an IPv6 virtual address", &bytes!(v6(ip6("fd00:96::a")).udp(1, 2), b""));
@@ -202,6 +218,14 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
     uplink.is_ours(
         "an error about a node port's answer",
         &error(&bytes!(sent(NODE).tcp(NODE_PORT, 5, 0, 1), b"")),
+    );
+    uplink.is_ours(
+        "an error about a pod's echo request",
+        &error(&bytes!(sent(NODE).icmpv4_echo_request(ECHO_ID, 5), b"")),
+    );
+    uplink.passes(
+        "an error about the kernel's echo request",
+        &error(&bytes!(sent(NODE).icmpv4_echo_request(ECHO_ID + 1, 5), b"")),
     );
     uplink.is_ours("an error about VXLAN", &error(&bytes!(sent(NODE).udp(40000, VXLAN), b"")));
     uplink.passes(
@@ -419,7 +443,12 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         .unwrap();
         assert_eq!(
             shown(),
-            ["10.244.0.0/16 10.244.1.1", "10.96.0.0/16 10.244.1.1", "fd00:244::/32 fd00:244:1::1"]
+            [
+                "10.244.0.0/16 10.244.1.1",
+                "10.96.0.0/16 10.244.1.1",
+                "169.254.1.1 10.244.1.1",
+                "fd00:244::/32 fd00:244:1::1"
+            ]
         );
         assert!(
             node.ip("neigh show dev wirelane").contains("169.254.1.1 lladdr ee:ee:ee:ee:ee:ee PERMANENT")
@@ -432,7 +461,7 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         node.ip("route add 10.99.0.0/16 dev wirelane");
         let adopted = open(1);
         adopted.sync(&netlink, &routes(&["10.244.7.1"], &["10.244.0.0/16", "fd00:96::/112"])).unwrap();
-        assert_eq!(shown(), ["10.244.0.0/16 10.244.7.1", "fd00:96::/112 -"]);
+        assert_eq!(shown(), ["10.244.0.0/16 10.244.7.1", "169.254.1.1 10.244.7.1", "fd00:96::/112 -"]);
         let addresses = node.ip("addr show dev wirelane");
         assert!(addresses.contains("10.244.7.1/32") && !addresses.contains("10.244.1.1"), "{addresses}");
         assert!(!addresses.contains("fd00:244:1::1"), "{addresses}");

@@ -34,9 +34,10 @@ enum { BPF_F_NO_PREALLOC = 1 };
 enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_FRAGMENT = 44, IPPROTO_ICMPV6 = 58,
        IPPROTO_SCTP = 132 };
 enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806, ETH_P_IPV6 = 0x86dd };
-enum { ARPOP_REQUEST = 1, NDISC_NEIGHBOUR_SOLICITATION = 135 };
-enum { ICMP_DEST_UNREACH = 3, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETERPROB = 12 };
-enum { ICMPV6_DEST_UNREACH = 1, ICMPV6_PARAMPROB = 4, NDISC_FIRST = 133, NDISC_LAST = 137 };
+enum { ARPOP_REQUEST = 1 };
+enum { ICMP_ECHOREPLY = 0, ICMP_DEST_UNREACH = 3, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETERPROB = 12 };
+enum { ICMPV6_DEST_UNREACH = 1, ICMPV6_PARAMPROB = 4, ICMPV6_ECHO_REQUEST = 128, ICMPV6_ECHO_REPLY = 129,
+       NDISC_FIRST = 133, NDISC_NEIGHBOUR_SOLICITATION = 135, NDISC_LAST = 137 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
@@ -69,7 +70,7 @@ struct ipv6hdr {
 	__u32 source[4], dest[4];
 } __attribute__((packed));
 
-/* The part that TCP and UDP have in common. */
+/* The part that TCP, UDP and SCTP have in common. */
 struct porthdr {
 	__u16 source, dest;
 } __attribute__((packed));
@@ -77,7 +78,7 @@ struct porthdr {
 struct icmphdr {
 	__u8 type, code;
 	__u16 checksum;
-	__u32 rest;
+	__u16 id, sequence; /* of echoes */
 } __attribute__((packed));
 
 /* ARP for IPv4 over Ethernet. */
@@ -143,10 +144,10 @@ struct {
 	__type(value, __u8);
 } announced SEC(".maps");
 
-/* Ports of the node's addresses that are ours, one bit each: TCP, then UDP, then SCTP. */
+/* Ports of the node's addresses that are ours, one bit each: TCP, UDP, SCTP, then the identifiers of echoes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 3 * PORT_WORDS);
+	__uint(max_entries, 4 * PORT_WORDS);
 	__type(key, __u32);
 	__type(value, __u64);
 } ports SEC(".maps");
@@ -229,18 +230,13 @@ static __always_inline int is_vxlan(__u8 protocol, __u16 port)
 	return protocol == IPPROTO_UDP && vxlan && *vxlan && *vxlan == port;
 }
 
-static __always_inline int in_use(__u8 protocol, __u16 port)
-{
-	__u32 word = port / 64;
-	__u64 *bits;
+enum { TCP, UDP, SCTP, ECHO };
 
-	if (protocol == IPPROTO_UDP)
-		word += PORT_WORDS;
-	else if (protocol == IPPROTO_SCTP)
-		word += 2 * PORT_WORDS;
-	else if (protocol != IPPROTO_TCP)
-		return 0;
-	bits = bpf_map_lookup_elem(&ports, &word);
+static __always_inline int is_set(__u32 bitmap, __u16 port)
+{
+	__u32 word = port / 64 + bitmap * PORT_WORDS;
+	__u64 *bits = bpf_map_lookup_elem(&ports, &word);
+
 	return bits && (*bits >> (port % 64) & 1);
 }
 
@@ -251,11 +247,33 @@ static __always_inline int in_use(__u8 protocol, __u16 port)
  */
 enum whose { THE_KERNELS, OURS, PERHAPS_OURS };
 
-/* Whether the packet that an ICMP error brings back is one that we sent from a node address. */
-static __always_inline int sent_by_us(const struct address *source, __u8 protocol, const struct porthdr *transport)
+static __always_inline int in_use(__u8 protocol, __u16 port)
 {
-	return is_node(source) &&
-	       (in_use(protocol, htons(transport->source)) || is_vxlan(protocol, htons(transport->dest)));
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return is_set(TCP, port);
+	case IPPROTO_UDP:
+		return is_set(UDP, port);
+	case IPPROTO_SCTP:
+		return is_set(SCTP, port);
+	default:
+		return 0;
+	}
+}
+
+/* Whether the packet that an ICMP error brings back is one that we sent from a node address: of an echo request, too,
+   the first eight bytes are there. */
+static __always_inline int sent_by_us(const struct address *source, __u8 protocol, const void *at, const void *end)
+{
+	const struct porthdr *transport = at;
+	const struct icmphdr *icmp = at;
+
+	if ((void *)(transport + 1) > end || !is_node(source))
+		return 0;
+	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
+		return (void *)(icmp + 1) <= end && (icmp->type == ICMP_ECHO || icmp->type == ICMPV6_ECHO_REQUEST) &&
+		       is_set(ECHO, htons(icmp->id));
+	return in_use(protocol, htons(transport->source)) || is_vxlan(protocol, htons(transport->dest));
 }
 
 static __always_inline enum whose ours_ipv4(void *at, void *end)
@@ -285,14 +303,15 @@ static __always_inline enum whose ours_ipv4(void *at, void *end)
 	icmp = at + header;
 	if ((void *)(icmp + 1) > end)
 		return 0;
+	if (icmp->type == ICMP_ECHOREPLY)
+		return is_set(ECHO, htons(icmp->id));
 	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETERPROB)
 		return 0;
 	inner = (void *)(icmp + 1);
 	if ((void *)(inner + 1) > end || inner->version_ihl < 0x45 || inner->version_ihl > 0x4f)
 		return 0;
 	address = mapped(inner->source);
-	transport = (void *)inner + (inner->version_ihl & 15) * 4;
-	return (void *)(transport + 1) <= end && sent_by_us(&address, inner->protocol, transport);
+	return sent_by_us(&address, inner->protocol, (void *)inner + (inner->version_ihl & 15) * 4, end);
 }
 
 static __always_inline enum whose ours_ipv6(void *at, void *end)
@@ -329,14 +348,17 @@ static __always_inline enum whose ours_ipv6(void *at, void *end)
 							  is_vxlan(ip->nexthdr, htons(transport->dest)));
 	}
 
-	if ((void *)(icmp + 1) > end || icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
+	if ((void *)(icmp + 1) > end)
+		return 0;
+	if (icmp->type == ICMPV6_ECHO_REPLY)
+		return is_set(ECHO, htons(icmp->id));
+	if (icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
 		return 0;
 	inner = (void *)(icmp + 1);
-	transport = (void *)(inner + 1);
-	if ((void *)(transport + 1) > end)
+	if ((void *)(inner + 1) > end)
 		return 0;
 	address = address6(inner->source);
-	return sent_by_us(&address, inner->nexthdr, transport);
+	return sent_by_us(&address, inner->nexthdr, inner + 1, end);
 }
 
 static __always_inline enum whose ours_arp(void *at, void *end)

@@ -63,6 +63,8 @@ pub struct SteeringRules {
     pub udp_ports: BTreeSet<u16>,
     /// SCTP ports of the node's addresses that are ours.
     pub sctp_ports: BTreeSet<u16>,
+    /// Identifiers of the echoes at the node's addresses that are ours.
+    pub echo_ids: BTreeSet<u16>,
     /// UDP port of VXLAN.
     pub vxlan_port: Option<u16>,
     /// Addresses that we answer for on the link: ARP, neighbour discovery.
@@ -198,6 +200,7 @@ impl Steering {
         sync_ports(&mut ports, 0, &mut now.tcp_ports, &rules.tcp_ports)?;
         sync_ports(&mut ports, PORT_WORDS, &mut now.udp_ports, &rules.udp_ports)?;
         sync_ports(&mut ports, 2 * PORT_WORDS, &mut now.sctp_ports, &rules.sctp_ports)?;
+        sync_ports(&mut ports, 3 * PORT_WORDS, &mut now.echo_ids, &rules.echo_ids)?;
         let mut vxlan: Array<_, u32> = map(ebpf, "vxlan_port")?;
         vxlan.set(0, u32::from(rules.vxlan_port.unwrap_or(0)), 0).map_err(bpf("set the VXLAN port"))?;
         now.vxlan_port = rules.vxlan_port;
@@ -278,7 +281,7 @@ pub fn detach(netlink: &Netlink, interface: &str) -> Result<bool, KernelError> {
     Ok(true)
 }
 
-/// Words of a bitmap of ports; that of UDP follows that of TCP, and then that of SCTP.
+/// Words of a bitmap of ports. After that of TCP follow those of UDP and SCTP, and that of echoes' identifiers.
 const PORT_WORDS: u32 = 1024;
 
 // linux/if_link.h

@@ -522,7 +522,7 @@ fn chunk_size(uplink: &Link) -> Result<usize, PortError> {
 fn rules(steering: &Steering) -> SteeringRules {
     let ports = |protocol: u8| {
         let ports = steering.node_ports.iter().filter(move |(_, of)| *of == protocol);
-        ports.map(|(port, _)| *port).collect()
+        ports.map(|(port, _)| *port).chain(steering.masquerade.clone().into_iter().flatten()).collect()
     };
     SteeringRules {
         node_addresses: steering.node_addresses.iter().copied().map(IpAddr::from).collect(),
@@ -530,6 +530,7 @@ fn rules(steering: &Steering) -> SteeringRules {
         tcp_ports: ports(proto::TCP),
         udp_ports: ports(proto::UDP),
         sctp_ports: ports(proto::SCTP),
+        echo_ids: ports(proto::ICMP),
         vxlan_port: Some(steering.vxlan_port).filter(|port| *port != 0),
         announced: steering.announced.iter().copied().map(IpAddr::from).collect(),
     }

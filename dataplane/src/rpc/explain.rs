@@ -10,6 +10,7 @@ use crate::dataplane::{Dataplane, State};
 use crate::ports::Ports;
 use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Service, ServicePort};
 use crate::tables::services::{Found, Origin, backend_name, port_name};
+use crate::tables::route::Route;
 use crate::tables::{Tables, maglev};
 use crate::verdict::DropReason;
 use crate::wire::Addr;
@@ -110,12 +111,17 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
         .map(|backend: &Backend| {
             let id = state.builder.names().known(&backend_name(&name, backend));
             let chance = chances.iter().find(|(of, _)| Some(*of) == id).map_or(0.0, |(_, chance)| *chance);
-            let masquerade = selection.as_ref().is_ok_and(|selection| selection.masquerade);
+            let is_local = tables.pods.get(&backend.address).is_some_and(|pod| pod.local);
+            let is_tunnelled = matches!(tables.route(&backend.address), Some(Route::Tunnel(_)));
+            let is_direct = selection.as_ref().is_ok_and(|selection| !selection.local)
+                && port.is_direct(kind, origin)
+                && (is_local || is_tunnelled);
+            let masquerade = selection.as_ref().is_ok_and(|selection| selection.masquerade) && !is_direct;
             v1::ExplainedBackend {
                 backend: Some(backend_message(backend)),
                 chance,
                 masqueraded: chance > 0.0 && (masquerade || question.client == Some(backend.address)),
-                direct_return: false,
+                direct_return: chance > 0.0 && is_direct,
             }
         })
         .collect();

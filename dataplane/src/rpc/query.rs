@@ -23,7 +23,7 @@ use crate::tables::flows::state;
 use crate::tables::flows::{FlowRef, FlowTable};
 use crate::tables::objects::{Object, Service, ServicePort};
 use crate::tables::policy::Direction;
-use crate::tables::services::{Id, backend_name, port_name};
+use crate::tables::services::{Id, backend_name, port_name, split_backend_name};
 use crate::tables::standing::Standing;
 use crate::tables::{PortKind, Tables};
 use crate::verdict::DropReason;
@@ -111,7 +111,7 @@ pub fn services<P: Ports>(dataplane: &Dataplane<P>) -> Vec<v1::ServiceView> {
     // What is left belongs to ports of Services that are gone.
     let mut gone: HashMap<Id, Vec<v1::BackendView>> = HashMap::new();
     for ((port, backend), load) in loads {
-        gone.entry(port).or_default().push(load.removed(backend, &pods, &tables));
+        gone.entry(port).or_default().push(load.removed(backend, names, &pods, &tables));
     }
     views.extend(gone.into_iter().filter_map(|(port, backends)| {
         let (service, port_name, protocol) = split_port_name(names.name(port)?)?;
@@ -310,8 +310,8 @@ impl Load {
         v1::BackendView { backend: Some(backend), local, flows, packets, bytes, removed, ended: false }
     }
 
-    fn removed(&self, id: Id, pods: &Pods, tables: &Tables) -> v1::BackendView {
-        let (address, port) = self.at;
+    fn removed(&self, id: Id, names: &Names, pods: &Pods, tables: &Tables) -> v1::BackendView {
+        let (address, port) = named_backend(names, id).unwrap_or(self.at);
         let backend = v1::Backend {
             address: address.to_vec(),
             port: port.into(),
@@ -342,7 +342,7 @@ fn view(
         backends.push(load.view(backend_message(backend), is_local(&backend.address, tables), false));
     }
     let removed = loads.extract_if(|(of, _), _| *of == id);
-    backends.extend(removed.map(|((_, backend), load)| load.removed(backend, pods, tables)));
+    backends.extend(removed.map(|((_, backend), load)| load.removed(backend, names, pods, tables)));
     v1::ServiceView {
         service: service.name.clone(),
         port_name: port.name.clone(),
@@ -439,7 +439,7 @@ impl FlowCopy {
             // A worker's clock may be a moment ahead.
             idle_ms: if idle < u32::MAX / 2 { idle.into() } else { 0 },
             service: names.name(self.service.0).map(service_label).unwrap_or_default(),
-            backend: if self.service.1 == 0 { String::new() } else { self.backend_label(pods) },
+            backend: if self.service.1 == 0 { String::new() } else { self.backend_label(names, pods) },
             egress_rule: name(self.rules.0),
             ingress_rule: name(self.rules.1),
             // The flow has its low 32 bits only.
@@ -448,14 +448,17 @@ impl FlowCopy {
     }
 
     /// The pod that is the backend, or the address if it is none.
-    fn backend_label(&self, pods: &Pods) -> String {
-        let pod = pods.name(&self.reply.src);
-        if pod.is_empty() {
-            SocketAddr::new(IpAddr::from(self.reply.src), self.reply.sport).to_string()
-        } else {
-            pod
-        }
+    fn backend_label(&self, names: &Names, pods: &Pods) -> String {
+        let at = named_backend(names, self.service.1).unwrap_or((self.reply.src, self.reply.sport));
+        let pod = pods.name(&at.0);
+        if pod.is_empty() { SocketAddr::new(IpAddr::from(at.0), at.1).to_string() } else { pod }
     }
+}
+
+/// Where the backend of this number is. Its flows say so only where they are translated here.
+fn named_backend(names: &Names, id: Id) -> Option<(Addr, u16)> {
+    let (address, port) = split_backend_name(names.name(id)?)?;
+    Some((Addr::from(address), port))
 }
 
 /// "namespace/name:port", or without the port if it has no name.

@@ -348,7 +348,10 @@ fn revalidate<F: Family>(
         return Err(Halt::Drop(DropReason::PolicyCut));
     }
     let line = table.line(flow);
-    let next = hop::towards(&line.rewrite().to.dst, cx).map_err(Halt::Drop)?;
+    // Of what is handed on as it is, the destination says nothing.
+    let is_handed_on = through_service && flow.direction() == 0 && to == first;
+    let backend = is_handed_on.then(|| cx.tables.services.backend_address(ids.1)).flatten();
+    let next = hop::towards(&backend.unwrap_or(line.rewrite().to.dst), cx).map_err(Halt::Drop)?;
     line.tail().set_hop(next, cx.tables.revision as u32);
     Ok(())
 }

@@ -5,6 +5,7 @@ use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::stages::parse::{self, Parsed};
 use crate::stages::quick::{self, Quick};
+use crate::tables::route::Route;
 use crate::tables::{Node, Tables};
 use crate::verdict::DropReason;
 use crate::wire::udp::{self, Udp};
@@ -72,8 +73,28 @@ fn any_inner(
         || node.pods.iter().any(|pods| pods.contains(src))
         || tables.node_by_address.find(src) == Some(number)
     {
-        Ok(parsed)
-    } else {
-        Err(DropReason::TunnelSourceMismatch)
+        return Ok(parsed);
     }
+    if is_handed_on(meta, number, tables) {
+        meta.flags |= flags::HANDED_ON;
+        return Ok(parsed);
+    }
+    Err(DropReason::TunnelSourceMismatch)
+}
+
+/// Whether a node hands on what a client outside the cluster has sent it: to an address whose Service's clients are
+/// answered directly, or to a node port of its own. Nobody can speak for a pod or a node that way.
+fn is_handed_on(meta: &Meta, number: u16, tables: &Tables) -> bool {
+    let (src, dst) = (&meta.key.src, &meta.key.dst);
+    let to_sender = tables.node_by_address.find(dst) == Some(number);
+    let is_frontend = if meta.has(flags::LATER) {
+        // It has no port, and goes where its first fragment went, or nowhere.
+        to_sender || tables.services.has_address(dst)
+    } else {
+        tables.services.is_handed_on(&meta.key, to_sender)
+    };
+    is_frontend
+        && tables.node_by_address.find(src).is_none()
+        && !tables.is_within(src)
+        && matches!(tables.route(src), None | Some(Route::OnLink | Route::Gateway(_)))
 }

@@ -7,6 +7,7 @@ mod discovery;
 pub mod forward;
 pub mod fragment;
 pub mod hop;
+pub mod masquerade;
 pub mod mss;
 pub mod parse;
 pub mod policy;

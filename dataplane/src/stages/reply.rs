@@ -4,6 +4,7 @@
 use crate::batch::{Answer, Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
+use crate::stages::hop;
 use crate::stages::forward::{self, fix_ipv4_checksum, set_checksum};
 use crate::stages::parse::LINK_GATEWAY_V6;
 use crate::tables::UPLINK_PORT;
@@ -76,6 +77,11 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &mut Context<'_>) -> Result<(), Dr
         }
         Answer::None => return Err(DropReason::NoRoute),
     };
+    if meta.has(flags::HANDED_ON) {
+        // To the client, as all that it gets from here.
+        let back = Meta { l3: ethernet::HEADER_LEN as u16, key: meta.key.reversed(), ..*meta };
+        return forward::send(frame, &back, hop::towards(&meta.key.src, cx)?, 0, cx);
+    }
     if meta.has(flags::DECAPPED) {
         // Back through the tunnel that it came by.
         let back = Meta { l3: ethernet::HEADER_LEN as u16, key: meta.key.reversed(), ..*meta };
@@ -212,7 +218,7 @@ fn error(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Result<(), DropRea
         meta.key.dst
     } else {
         let node = cx.tables.node(v6);
-        let outside = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);
+        let outside = meta.in_port == UPLINK_PORT && meta.flags & (flags::DECAPPED | flags::HANDED_ON) != flags::DECAPPED;
         if outside || node.gateway == Addr::UNSPECIFIED { node.uplink } else { node.gateway }
     };
     let (src, dst) = ends(from, meta.key.src, meta);

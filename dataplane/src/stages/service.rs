@@ -4,12 +4,13 @@
 
 use crate::batch::{Answer, BATCH, Batch, Meta, flags};
 use crate::path::{Context, Waiting};
+use crate::stages::hop;
 use crate::stages::parse::refusal;
 use crate::tables::maglev;
 use crate::tables::objects::FrontendKind;
-use crate::tables::route::Route;
+use crate::tables::route::{Hop, NextHop, Route};
 use crate::tables::services::{Found, Id, Origin, ServicePort};
-use crate::tables::{PodAt, UPLINK_PORT};
+use crate::tables::{FIRST_POD_PORT, PodAt, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, proto};
 
@@ -24,6 +25,8 @@ pub struct Choice {
     pub ids: (Id, Id),
     /// Whether the source has to be masqueraded.
     pub masquerade: bool,
+    /// The way to the node that gets the packets as they are, and answers them directly.
+    pub hand_on: Option<NextHop>,
 }
 
 /// Sees the first packets of flows; those that may go on go on to policy.
@@ -35,7 +38,9 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     }
     for index in waiting.new.iter() {
         let key = &batch.meta[index].key;
-        found[index] = tables.services.find(key, tables.is_node_address(&key.dst));
+        // What was handed on to this node was for the other one.
+        let to_node = tables.is_node_address(&key.dst) || batch.meta[index].has(flags::HANDED_ON);
+        found[index] = tables.services.find(key, to_node);
         found[index].prefetch();
     }
     for index in waiting.new.iter() {
@@ -92,6 +97,9 @@ fn backend(
     kind: FrontendKind,
     cx: &mut Context<'_>,
 ) -> Result<Choice, DropReason> {
+    if meta.has(flags::HANDED_ON) {
+        return backend_here(meta, port, kind, cx);
+    }
     let origin = origin(meta);
     // The node has one address for the outside, whatever it speaks to us from.
     let client = match origin {
@@ -114,13 +122,61 @@ fn backend(
     if affinity.is_some() {
         cx.affinity.remember(&client, port.id, backend, selection.backends, cx.now.tick);
     }
-    Ok(Choice {
+    let choice = Choice {
         address: backend.address,
         port: backend.port,
         ids: (port.id, backend.id),
         // To itself, too, or it would answer itself without anybody's translating the answer.
         masquerade: selection.masquerade || backend.address == meta.key.src,
-    })
+        hand_on: None,
+    };
+    Ok(if port.is_direct(kind, origin) && !selection.local { direct_return(choice, meta, cx) } else { choice })
+}
+
+/// The same choice, so that the client is answered by the backend's own node. If that is this one, there is nobody to come
+/// back by; if it is another, it gets the client's packets as they are. Where no tunnel leads to the backend, it is
+/// reached as ever.
+fn direct_return(choice: Choice, meta: &Meta, cx: &Context<'_>) -> Choice {
+    match hop::towards(&choice.address, cx) {
+        Ok(next) if next.is_tunnel() => Choice {
+            address: meta.key.dst,
+            port: meta.key.dport,
+            masquerade: false,
+            hand_on: Some(next),
+            ..choice
+        },
+        Ok(next) if matches!(next.hop(), Hop::Port(port) if port >= FIRST_POD_PORT) => {
+            Choice { masquerade: false, ..choice }
+        }
+        _ => choice,
+    }
+}
+
+/// The backend of a connection that another node has handed on: one of this node's, so that nothing is handed on twice.
+fn backend_here(
+    meta: &Meta,
+    port: &ServicePort,
+    kind: FrontendKind,
+    cx: &mut Context<'_>,
+) -> Result<Choice, DropReason> {
+    let client = meta.key.src;
+    let here = port.select_handed_on(kind, &client)?;
+    let affinity = port.affinity();
+    let kept =
+        affinity.and_then(|lifetime| cx.affinity.recall(&client, port.id, here, cx.now.tick, lifetime));
+    let backend = kept.or_else(|| {
+        if !port.is_hashed() {
+            return here.choose(cx.local.random());
+        }
+        let hash = maglev::hash(&client, if affinity.is_some() { 0 } else { meta.key.sport });
+        port.hashed_here(hash).or_else(|| here.choose(hash))
+    });
+    let backend = backend.ok_or(DropReason::NoLocalBackend)?;
+    if affinity.is_some() {
+        cx.affinity.remember(&client, port.id, backend, here, cx.now.tick);
+    }
+    let ids = (port.id, backend.id);
+    Ok(Choice { address: backend.address, port: backend.port, ids, ..Choice::default() })
 }
 
 /// Whether it asks for an echo; others of ICMP begin no flow.
@@ -161,5 +217,5 @@ fn direct(meta: &Meta, cx: &Context<'_>) -> Outcome {
             return Outcome::NotOurs;
         }
     }
-    Outcome::Chosen(Choice { address: *dst, port: meta.key.dport, ids: (0, 0), masquerade: false })
+    Outcome::Chosen(Choice { address: *dst, port: meta.key.dport, ..Choice::default() })
 }

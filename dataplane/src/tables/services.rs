@@ -2,6 +2,7 @@
 //!
 //! The rules are kube-proxy's (kubernetes/kubernetes, `pkg/proxy/nftables/proxier.go`), in [`ServicePort::select`].
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use super::backends::{Backend, Backends};
@@ -27,7 +28,7 @@ pub struct Services {
     pub(super) addresses: Map<Addr, ()>,
     pub(super) backends: usize,
     /// Of every backend that has not gone for good. See [`super::standing`].
-    pub(super) standings: Map<Id, Standing>,
+    pub(super) standings: Map<Id, (Standing, Addr)>,
 }
 
 /// Where a frontend is reached. Node ports have no address of their own, and an entry for each family.
@@ -81,6 +82,8 @@ pub struct ServicePort {
     pub(super) is_hashed: bool,
     pub(super) external_local: bool,
     pub(super) internal_local: bool,
+    /// Whether clients outside are answered by their backend's own node.
+    pub(super) direct_return: bool,
     /// Those that new connections may go to, wherever they are.
     pub(super) cluster: Backends,
     /// The same of this node.
@@ -154,7 +157,21 @@ impl Services {
 
     /// How things stand with a backend, also one that no new connection may go to.
     pub fn standing(&self, backend: Id) -> Standing {
-        self.standings.get(&backend).copied().unwrap_or(Standing::Gone)
+        self.standings.get(&backend).map_or(Standing::Gone, |(standing, _)| *standing)
+    }
+
+    /// Where a backend is, or has been until its grace ends.
+    pub fn backend_address(&self, backend: Id) -> Option<Addr> {
+        self.standings.get(&backend).map(|(_, address)| *address)
+    }
+
+    /// Whether another node may hand on a client's packet as it is, for a backend of this node to answer directly;
+    /// `to_sender`: the packet's destination is that node, so node ports count.
+    pub fn is_handed_on(&self, key: &Key, to_sender: bool) -> bool {
+        match self.find(key, to_sender) {
+            Found::Port(port, kind) => port.is_direct(kind, Origin::Outside),
+            _ => false,
+        }
     }
 
     /// Number of backends, also of those that get no new connections.
@@ -224,6 +241,33 @@ impl ServicePort {
         self.is_hashed
     }
 
+    /// Whether such a client of such a frontend is answered by its backend's own node, without coming back here.
+    #[inline]
+    pub fn is_direct(&self, kind: FrontendKind, origin: Origin) -> bool {
+        self.direct_return
+            && origin == Origin::Outside
+            && matches!(kind, FrontendKind::LoadBalancer | FrontendKind::NodePort)
+    }
+
+    /// The backends of this node, for a client that another node has handed on: that has chosen this node, and not which
+    /// of them. With a hash it is the very one that the other node has chosen, as far as both have the same tables.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn select_handed_on(&self, kind: FrontendKind, client: &Addr) -> Result<&Backends, DropReason> {
+        if kind == FrontendKind::LoadBalancer && !self.admits(client) {
+            return Err(DropReason::SourceRange);
+        }
+        if self.local.is_empty() { Err(DropReason::NoLocalBackend) } else { Ok(&self.local) }
+    }
+
+    /// The one that the hash of a client stands for on every node, if it is on this one.
+    #[inline]
+    pub fn hashed_here(&self, hash: u32) -> Option<&Backend> {
+        let chosen = self.cluster.choose(hash)?;
+        self.local.find(chosen.id, 0)
+    }
+
     /// Whether a client is in the Service's source ranges.
     pub fn admits(&self, client: &Addr) -> bool {
         self.source_ranges.is_empty() || self.source_ranges.iter().any(|range| range.contains(client))
@@ -240,6 +284,13 @@ pub fn port_name(service: &str, port: &str, proto: u8) -> String {
 pub fn backend_name(port_name: &str, backend: &objects::Backend) -> String {
     let objects::Backend { address, port, pod, .. } = backend;
     format!("{port_name} {address} {port} {pod}")
+}
+
+/// Address and port, out of what [`backend_name`] has put together.
+pub fn split_backend_name(name: &str) -> Option<(IpAddr, u16)> {
+    // The name of a service port has no spaces.
+    let mut words = name.split(' ').skip(1);
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
 #[cfg(test)]

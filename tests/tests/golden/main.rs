@@ -13,6 +13,7 @@ mod endings;
 mod forward;
 mod fragments;
 mod host;
+mod masquerade;
 mod memory;
 mod parse;
 mod policy;
@@ -356,6 +357,7 @@ fn rows() -> Vec<Row> {
         endings::rows(),
         service::rows(),
         policy::rows(),
+        masquerade::rows(),
         forward::rows(),
         fragments::rows(),
         host::rows(),

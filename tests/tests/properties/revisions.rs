@@ -383,6 +383,7 @@ impl Model<'_> {
         let backends = self.services().flat_map(|service| &service.ports).map(|port| port.backends.len());
         let steering = wirelane_dataplane::tables::Steering {
             vxlan_port: local.vxlan_port,
+            masquerade: None,
             node_addresses: local.addresses.clone(),
             node_ports: node_ports.into_iter().collect(),
             prefixes: prefixes.into_iter().collect(),

@@ -218,6 +218,7 @@ fn compile(
         is_hashed: service.algorithm == Algorithm::Maglev,
         external_local: service.external_local,
         internal_local: service.internal_local,
+        direct_return: service.direct_return,
         cluster,
         local,
         source_ranges: ranges.map(|range| Prefix::from(*range)).collect(),

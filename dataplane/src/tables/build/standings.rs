@@ -43,7 +43,7 @@ impl Standings {
         let now: HashMap<Id, Backend> = backends(new, names).collect();
         for (id, backend) in &now {
             let standing = if backend.serving { Standing::Serving } else { Standing::NotServing };
-            let before = services.standings.get(id).copied();
+            let before = services.standings.get(id).map(|(before, _)| *before);
             if before == Some(standing) {
                 continue;
             }
@@ -51,7 +51,7 @@ impl Standings {
             if let Some(Standing::Leaving(_)) = before {
                 self.forget(backend.address, *id);
             }
-            services.standings.insert(*id, standing);
+            services.standings.insert(*id, (standing, backend.address));
         }
         for (id, backend) in backends(old, names).filter(|(id, _)| !now.contains_key(id)) {
             self.unsettled = true;
@@ -98,7 +98,7 @@ impl Standings {
     }
 
     fn leave(&mut self, backend: Id, address: Addr, services: &mut Services, revision: u64) {
-        services.standings.insert(backend, Standing::Leaving(revision));
+        services.standings.insert(backend, (Standing::Leaving(revision), address));
         self.leaving.entry(address).or_default().push(backend);
         self.gone.push(Gone { backend, address, revision });
     }

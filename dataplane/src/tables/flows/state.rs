@@ -26,6 +26,8 @@ pub mod seen {
     pub const DATA: u8 = 1 << 4;
     /// A packet, of either direction, after this one's FIN and other than that.
     pub const AFTER_FIN: u8 = 1 << 5;
+    /// Of the replies: they do not come by here, since another node answers.
+    pub const ONE_SIDED: u8 = 1 << 6;
 }
 
 /// What a packet may add to what its direction has seen; `flags` are TCP's, or anything for other protocols.
@@ -90,6 +92,9 @@ impl State {
         if both & seen::RST != 0 {
             return State::Close;
         }
+        if reply & seen::ONE_SIDED != 0 {
+            return State::of_one_side(original);
+        }
         let is_open = |direction: u8| direction & (seen::FIN | seen::AFTER_FIN) == seen::FIN;
         match (original & seen::FIN != 0, reply & seen::FIN != 0) {
             (true, true) if is_open(original) || is_open(reply) => State::LastAck,
@@ -108,6 +113,17 @@ impl State {
         }
     }
 
+    /// The state of a TCP connection of which only the client's packets are seen: it is established once the client has sent
+    /// something after its SYN, since it would not without an answer; and over once it has sent something after its FIN.
+    fn of_one_side(original: u8) -> State {
+        match original {
+            seen if seen & seen::AFTER_FIN != 0 => State::TimeWait,
+            seen if seen & seen::FIN != 0 => State::FinWait,
+            seen if seen & seen::DATA != 0 => State::Established,
+            _ => State::SynSent,
+        }
+    }
+
     /// Whether the connection is over: its tuple may begin a new one.
     #[inline]
     pub fn is_over(self) -> bool {
@@ -117,14 +133,15 @@ impl State {
     /// Whether it may be ended where room is needed: what was never answered, and what is over anyway. `reply` is what
     /// the replies have seen.
     ///
-    /// A connection whose client has not answered the SYN-ACK counts as not answered: that is what a flood consists of.
+    /// A connection whose client has not answered the SYN-ACK counts as not answered: that is what a flood consists of. Of
+    /// one whose replies do not come by here nobody knows whether it was answered.
     #[inline]
     pub fn is_dispensable(self, reply: u8) -> bool {
         match self {
             State::SynSent | State::SynSent2 | State::SynRecv | State::Unreplied => true,
             State::TimeWait | State::Close => true,
             State::Established | State::FinWait | State::CloseWait | State::LastAck | State::Replied => {
-                reply == 0
+                reply & !seen::ONE_SIDED == 0
             }
         }
     }
