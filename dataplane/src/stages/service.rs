@@ -133,7 +133,11 @@ fn backend(
         masquerade: selection.masquerade || backend.address == meta.key.src,
         hand_on: None,
     };
-    Ok(if port.is_direct(kind, origin) && !selection.local { direct_return(choice, meta, cx) } else { choice })
+    Ok(if port.is_direct(kind, origin) && !selection.local {
+        direct_return(choice, meta, cx)
+    } else {
+        choice
+    })
 }
 
 /// The same choice, so that the client is answered by the backend's own node. If that is this one, there is nobody to come
