@@ -12,6 +12,7 @@ mod probe;
 mod raw;
 
 mod changes;
+mod direct;
 mod endings;
 mod hostile;
 mod labs;
