@@ -23,10 +23,12 @@ zlib1g-dev       libelf and libbpf need it
 clang            compiles the XDP program (target bpf)
 libclang-dev     bindgen reads libbpf's and libxdp's headers with it
 ca-certificates  cargo fetches crates over TLS
-curl             HTTP client of the demo; fetches rustup where Debian has no package of it
+curl             HTTP client of the demo and of the tests of health checks; fetches rustup where Debian has no package of it
 iproute2         ip: network namespaces, links and routes of demo and tests
 ethtool          shows and sets the offloads of links in demo and tests
-iperf3           bulk TCP traffic of the demo
+iperf3           bulk TCP traffic of the demo, datagrams of 64 kB in the tests
+iputils-ping     ping, in the tests of Services
+traceroute       traceroute, likewise
 procps           ps, pgrep and sysctl
 LIST
 }

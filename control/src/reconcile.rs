@@ -131,7 +131,7 @@ impl Reconciler {
             problems,
             is_synced: false,
             // The node's own absence is news, too.
-            touched: Touched { nodes: true, ..Touched::default() },
+            touched: Touched { nodes: true, balancers: true, ..Touched::default() },
             commands: receiver,
             summary,
             checks,
@@ -192,7 +192,7 @@ impl Reconciler {
         if !self.is_synced {
             return 0;
         }
-        if let Some(pools) = self.pools.as_mut().filter(|_| self.touched.balancers || self.touched.nodes) {
+        if let Some(pools) = self.pools.as_mut().filter(|_| self.touched.balancers) {
             let problems = pools.settle(&mut self.state, &mut self.touched);
             self.problems.replace(Stage::Pools, "", problems);
         }

@@ -351,3 +351,67 @@ proptest! {
         }
     }
 }
+
+/// What is compiled again, by name, when one object comes after others.
+fn compiled_by(before: &[String], change: &str) -> Vec<String> {
+    let (mut state, mut compiler) = (State::default(), Compiler::new(settings()));
+    let mut touched = Touched { nodes: true, ..Touched::default() };
+    for text in before {
+        state.upsert(parse(text), "a".into(), &mut touched);
+    }
+    compiler.compile(&state, std::mem::take(&mut touched));
+    state.upsert(parse(change), "a".into(), &mut touched);
+    let change = compiler.compile(&state, touched);
+    change.objects.keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_a_node_says_compiles_the_services_that_it_matters_to_and_no_others() {
+    let node = |name: &str, zone: &str, ready: &str, seen: u8| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}, labels: {{topology.kubernetes.io/zone: {zone}}}}}, \
+             status: {{addresses: [{{type: InternalIP, address: 192.168.0.{}}}], \
+             conditions: [{{type: Ready, status: \"{ready}\", lastHeartbeatTime: \"2024-01-01T00:00:0{seen}Z\"}}]}}}}",
+            if name == "n0" { 1 } else { 2 }
+        )
+    };
+    let service = |name: &str, ip: u8, ingress: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: x}}, \
+             spec: {{type: LoadBalancer, clusterIP: 10.96.0.{ip}, ports: [{{port: 80}}]}}, \
+             status: {{loadBalancer: {{ingress: [{ingress}]}}}}}}"
+        )
+    };
+    let slice = |service: &str, hints: &str| {
+        format!(
+            "{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, ports: [{{port: 80}}], \
+             metadata: {{name: {service}-1, namespace: x, labels: {{kubernetes.io/service-name: {service}}}}}, \
+             endpoints: [{{addresses: [10.0.0.1], nodeName: n0, targetRef: {{kind: Pod, name: p}}, hints: {{{hints}}}}}]}}"
+        )
+    };
+    let pod = |weight: u8, phase: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: x, \
+             annotations: {{wirelane.io/weight: \"{weight}\"}}}}, spec: {{nodeName: n0, containers: [{{name: c}}]}}, \
+             status: {{phase: {phase}, podIPs: [{{ip: 10.0.0.1}}]}}}}"
+        )
+    };
+    let before = [
+        node("n0", "z0", "True", 0),
+        node("n1", "z1", "True", 0),
+        service("plain", 1, ""),
+        service("outside", 2, "{ip: 192.0.2.1}"),
+        service("hinted", 3, ""),
+        slice("plain", ""),
+        slice("hinted", "forZones: [{name: z0}]"),
+        pod(1, "Pending"),
+    ];
+    let nodes = ["LocalNode ", "Node n1"];
+    let and = |services: &[&str]| nodes.iter().chain(services).map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(compiled_by(&before, &node("n1", "z1", "True", 9)), and(&[]), "a heartbeat");
+    assert_eq!(compiled_by(&before, &node("n1", "z2", "True", 0)), and(&[]), "the zone of another node");
+    assert_eq!(compiled_by(&before, &node("n0", "z2", "True", 0)), and(&["Service x/hinted"]));
+    assert_eq!(compiled_by(&before, &node("n1", "z1", "False", 0)), and(&["Service x/outside"]));
+    assert_eq!(compiled_by(&before, &pod(1, "Running")), ["Pod x/p"]);
+    assert_eq!(compiled_by(&before, &pod(2, "Pending")), ["Pod x/p", "Service x/hinted", "Service x/plain"]);
+}

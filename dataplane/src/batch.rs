@@ -218,7 +218,7 @@ pub struct Spares {
 }
 
 /// How many there are at most.
-pub const SPARES: usize = 32;
+pub const SPARES: usize = BATCH;
 
 impl Default for Spares {
     fn default() -> Spares {

@@ -431,7 +431,7 @@ impl<P: Ports> Dataplane<P> {
             Arc::ptr_eq(steering, &tables.steering) && Arc::ptr_eq(nodes, &tables.nodes)
         });
         if !is_steered {
-            match self.ports.steer(&tables.steering, &state.host_routes()) {
+            match self.ports.steer(&tables.steering, &state.host_routes(&tables.steering)) {
                 Ok(()) => state.steered = Some((tables.steering.clone(), tables.nodes.clone())),
                 Err(error) => {
                     tracing::error!(error = chain(&error), "the kernel does not go by the new tables");
@@ -488,8 +488,10 @@ impl State {
     }
 
     /// What the node's own kernel is to send here: what is for pods, anywhere, and for Services.
-    fn host_routes(&self) -> HostRoutes {
+    fn host_routes(&self, steering: &Steering) -> HostRoutes {
         let mut routes = HostRoutes::default();
+        // Services' external addresses among them: the node's own processes reach those here, too.
+        routes.prefixes.extend(steering.prefixes.iter().copied());
         let mut add = |cidrs: &[IpNet]| routes.prefixes.extend(cidrs.iter().copied());
         for object in self.builder.objects() {
             match object {

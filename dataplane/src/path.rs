@@ -19,6 +19,7 @@
 use crate::batch::{BATCH, Batch, Indices, flags};
 use crate::clock::{self, Now};
 use crate::rcu::Epochs;
+use crate::stages::masquerade::Exhausted;
 use crate::stages::policy::Admitted;
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, decap, forward, fragment, parse, policy, reply, service};
@@ -70,6 +71,8 @@ pub struct Local {
     /// Messages (ICMP errors, resets) that may still be sent in this tick's second.
     answers_left: u32,
     answers_since: u32,
+    /// Where no source port was free.
+    pub(crate) exhausted: Exhausted,
 }
 
 /// Refusals, unreachables and the like that one worker sends in a second, so that a flood is not answered
@@ -79,7 +82,12 @@ const ANSWERS_PER_SECOND: u32 = 10_000;
 impl Local {
     /// Seeded.
     pub fn new(seed: u64) -> Local {
-        Local { random: seed | 1, answers_left: ANSWERS_PER_SECOND, answers_since: 0 }
+        Local {
+            random: seed | 1,
+            answers_left: ANSWERS_PER_SECOND,
+            answers_since: 0,
+            exhausted: Exhausted::default(),
+        }
     }
 
     /// The next 32 random bits (PCG-XSH-RR would do as well: this is the high half of a 64-bit LCG, mixed).

@@ -95,6 +95,7 @@ drop_reasons! {
     NoHeadroom "no_headroom" "The frame has no room for another header.";
     NoLocalBackend "no_local_backend" "The Service's traffic policy is Local and it has no backend on this node, but elsewhere.";
     SourceRange "source_range" "The client is not in the Service's load balancer source ranges.";
+    MasqueradeLimit "masquerade_limit" "The pod has as many masqueraded connections as one may.";
     BadFragment "bad_fragment" "A fragment that can be part of no datagram: empty, of a length that is no multiple of 8 though more follow, or reaching beyond 65,535 bytes.";
     TinyFragment "tiny_fragment" "A first fragment too short for the headers that say what it is (RFC 1858, RFC 7112).";
     FragmentOverlap "fragment_overlap" "A later fragment that overlaps the first one of its datagram (RFC 3128, RFC 5722).";

@@ -10,6 +10,7 @@
 
 mod handle;
 mod held;
+mod out;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -31,6 +32,7 @@ use crate::verdict::{DropReason, Verdict};
 use handle::{Command, ring};
 pub use handle::{WorkerDied, WorkerHandle};
 use held::Held;
+use out::{Out, Slot};
 
 /// What a worker runs its batches through: an [`Engine`], or something simpler in tests and benchmarks.
 pub trait Processor {
@@ -104,52 +106,6 @@ pub struct Worker<P, E> {
     held: Held,
     epoll: OwnedFd,
     wakeup: Arc<OwnedFd>,
-}
-
-/// The way out of a worker.
-struct Out<'a, P> {
-    ports: &'a mut [Slot<P>],
-    places: &'a [Option<u16>],
-    pool: &'a mut FramePool,
-    stats: &'a WorkerStats,
-}
-
-impl<P: Port> Out<'_, P> {
-    #[inline(always)]
-    fn send(&mut self, frame: Frame, port: PortId) {
-        let Some(place) = self.places.get(port as usize).copied().flatten() else {
-            // Closed since the tables that the processor goes by were made.
-            return self.drop(frame, DropReason::PortDetached);
-        };
-        let slot = &mut self.ports[place as usize];
-        let counters = &self.stats.ports[port as usize];
-        let bytes = frame.len() as u64;
-        match slot.port.transmit(frame, self.pool) {
-            Ok(()) => {
-                slot.dirty = true;
-                counters.tx_packets.add(1);
-                counters.tx_bytes.add(bytes);
-            }
-            Err(frame) => {
-                counters.tx_full.add(1);
-                self.drop(frame, DropReason::TransmitFull);
-            }
-        }
-    }
-
-    #[cold]
-    fn drop(&mut self, frame: Frame, reason: DropReason) {
-        self.stats.drops[reason as usize].add(1);
-        self.pool.free(frame);
-    }
-}
-
-#[derive(Debug)]
-struct Slot<P> {
-    id: PortId,
-    port: P,
-    /// Whether frames were queued since it was last flushed.
-    dirty: bool,
 }
 
 /// How long a worker sleeps at most while frames that it has sent are still on their way.

@@ -14,6 +14,7 @@ use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::io::Port;
 use wirelane_dataplane::io::frame::FramePool;
 use wirelane_dataplane::io::xsk::{XskConfig, XskMemory, XskPort};
+use wirelane_dataplane::kernel::announce::Announcer;
 use wirelane_dataplane::kernel::host_link::{HostLink, HostRoutes};
 use wirelane_dataplane::kernel::neighbours::Follower;
 use wirelane_dataplane::kernel::steering::{
@@ -40,6 +41,8 @@ const NODE6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
 const CLIENT6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
 const NODE_PORT: u16 = 30080;
 const VXLAN: u16 = 4789;
+/// Of echoes that masqueraded pods have asked for.
+const ECHO_ID: u16 = 61_000;
 
 fn rules() -> SteeringRules {
     SteeringRules {
@@ -49,7 +52,10 @@ fn rules() -> SteeringRules {
             .into(),
         tcp_ports: [NODE_PORT].into(),
         udp_ports: [NODE_PORT + 1].into(),
+        sctp_ports: [NODE_PORT + 2].into(),
+        echo_ids: [ECHO_ID].into(),
         vxlan_port: Some(VXLAN),
+        announced: ["192.0.2.80", "2001:db8::80"].map(|address| address.parse().unwrap()).into(),
     }
 }
 
@@ -126,6 +132,11 @@ macro_rules! bytes {
         $builder.write(&mut bytes, $payload).unwrap();
         bytes
     }};
+    ($builder:expr, $protocol:expr, $payload:expr) => {{
+        let mut bytes = Vec::new();
+        $builder.write(&mut bytes, $protocol, $payload).unwrap();
+        bytes
+    }};
 }
 
 fn ip6(text: &str) -> [u8; 16] {
@@ -157,6 +168,12 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
     uplink.is_ours("UDP to a node port", &bytes!(v4(NODE).udp(50000, NODE_PORT + 1), b"x"));
     uplink.passes("UDP to a TCP node port", &bytes!(v4(NODE).udp(50000, NODE_PORT), b"x"));
     uplink.passes("a node port of another address", &bytes!(v4([192, 0, 2, 9]).tcp(1, NODE_PORT, 0, 1), b""));
+    let sctp = |port: u16| {
+        let ports = [[0, 9], port.to_be_bytes()].concat();
+        bytes!(v4(NODE), etherparse::IpNumber::SCTP, &[ports, vec![0; 8]].concat())
+    };
+    uplink.is_ours("SCTP to a node port", &sctp(NODE_PORT + 2));
+    uplink.passes("SCTP to a TCP node port", &sctp(NODE_PORT));
     uplink.is_ours("VXLAN", &bytes!(v4(NODE).udp(12345, VXLAN), b"x"));
     uplink.passes("TCP to VXLAN's port", &bytes!(v4(NODE).tcp(12345, VXLAN, 0, 1), b""));
     uplink.is_ours("anything to a pod", &bytes!(v4([10, 244, 1, 5]).tcp(1, 2, 0, 1), b""));
@@ -166,10 +183,23 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
         &bytes!(v4([10, 96, 0, 10]).icmpv4_echo_request(1, 2), b""),
     );
     uplink.passes("its neighbour", &bytes!(v4([10, 96, 0, 11]).icmpv4_echo_request(1, 2), b""));
-    uplink.passes("an echo request to the node", &bytes!(v4(NODE).icmpv4_echo_request(1, 2), b""));
+    uplink.passes("an echo request to the node", &bytes!(v4(NODE).icmpv4_echo_request(ECHO_ID, 2), b""));
+    uplink
+        .is_ours("the answer to a pod's echo request", &bytes!(v4(NODE).icmpv4_echo_reply(ECHO_ID, 2), b""));
+    uplink.passes("the answer to the node's own", &bytes!(v4(NODE).icmpv4_echo_reply(1, 2), b""));
+    // Its header begins as TCP's does.
+    let sctp = |port| {
+        let mut frame = bytes!(v4(NODE).tcp(50000, port, 0, 1), b"");
+        frame[14 + 9] = 132;
+        frame
+    };
+    uplink.is_ours("SCTP to a node port", &sctp(NODE_PORT + 2));
+    uplink.passes("SCTP to another port", &sctp(NODE_PORT));
 
     uplink.is_ours("IPv6 TCP to a node port", &bytes!(v6(NODE6).tcp(50000, NODE_PORT, 0, 1000), b""));
     uplink.passes("IPv6 TCP to another port", &bytes!(v6(NODE6).tcp(50000, 22, 0, 1000), b""));
+    uplink.is_ours("an IPv6 echo's answer", &bytes!(v6(NODE6).icmpv6_echo_reply(ECHO_ID, 2), b""));
+    uplink.passes("an IPv6 echo request", &bytes!(v6(NODE6).icmpv6_echo_request(ECHO_ID, 2), b""));
     uplink.is_ours("VXLAN over IPv6", &bytes!(v6(NODE6).udp(1, VXLAN), b"x"));
     uplink.is_ours("anything to an IPv6 pod", &bytes!(v6(ip6("fd00:244:1::7")).udp(1, 2), b""));
     uplink.is_ours("an IPv6 virtual address", &bytes!(v6(ip6("fd00:96::a")).udp(1, 2), b""));
@@ -188,6 +218,14 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
     uplink.is_ours(
         "an error about a node port's answer",
         &error(&bytes!(sent(NODE).tcp(NODE_PORT, 5, 0, 1), b"")),
+    );
+    uplink.is_ours(
+        "an error about a pod's echo request",
+        &error(&bytes!(sent(NODE).icmpv4_echo_request(ECHO_ID, 5), b"")),
+    );
+    uplink.passes(
+        "an error about the kernel's echo request",
+        &error(&bytes!(sent(NODE).icmpv4_echo_request(ECHO_ID + 1, 5), b"")),
     );
     uplink.is_ours("an error about VXLAN", &error(&bytes!(sent(NODE).udp(40000, VXLAN), b"")));
     uplink.passes(
@@ -210,7 +248,12 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
     let mut fragment = bytes!(v4(NODE).udp(1, VXLAN), b"x");
     let offset = IpFragOffset::try_new(185).unwrap().value().to_be_bytes();
     fragment[20..22].copy_from_slice(&offset);
-    uplink.passes("a fragment to the node", &fragment);
+    uplink.is_ours("a fragment to the node, which may be of what is ours", &fragment);
+    fragment[30..34].copy_from_slice(&[192, 0, 2, 9]);
+    uplink.passes("a fragment to somebody else", &fragment);
+    let mut fragment = bytes!(v6(NODE6).udp(1, VXLAN), b"x");
+    fragment[20] = 44;
+    uplink.is_ours("an IPv6 fragment to the node", &fragment);
     let vlan = bytes!(
         PacketBuilder::ethernet2(MACS.0, MACS.1)
             .single_vlan(5.try_into().unwrap())
@@ -219,10 +262,24 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
         b""
     );
     uplink.passes("a frame with a VLAN tag", &vlan);
-    let mut arp =
-        Ethernet2Header { ether_type: etherparse::EtherType::ARP, ..Default::default() }.to_bytes().to_vec();
-    arp.extend([0; 28]);
-    uplink.passes("ARP", &arp);
+    let arp = |operation: u8, target: [u8; 4]| {
+        let header = Ethernet2Header { ether_type: etherparse::EtherType::ARP, ..Default::default() };
+        let mut arp = header.to_bytes().to_vec();
+        arp.extend([0, 1, 8, 0, 6, 4, 0, operation]);
+        arp.extend([0; 16]);
+        arp.extend(target);
+        arp
+    };
+    uplink.is_ours("ARP for an announced address", &arp(1, [192, 0, 2, 80]));
+    uplink.passes("ARP for another", &arp(1, NODE));
+    uplink.passes("an ARP answer", &arp(2, [192, 0, 2, 80]));
+    uplink.passes("ARP that is cut off", &arp(1, [192, 0, 2, 80])[..41]);
+    let solicit = |to: [u8; 16], target: &str| {
+        bytes!(v6(to).icmpv6(etherparse::Icmpv6Type::NeighborSolicitation), &ip6(target))
+    };
+    uplink.is_ours("a solicitation, to the group", &solicit(ip6("ff02::1:ff00:80"), "2001:db8::80"));
+    uplink.is_ours("a solicitation, to the address", &solicit(ip6("2001:db8::80"), "2001:db8::80"));
+    uplink.passes("a solicitation for another", &solicit(ip6("ff02::1:ff00:80"), "2001:db8:1::80"));
     for len in 14..frame.len() {
         // Short frames of what would be ours pass, and nothing reads beyond their end: the verifier saw to it.
         if len < 14 + 20 + 4 {
@@ -264,6 +321,38 @@ fn without_a_socket_our_frames_are_dropped_or_passed() {
         let received = retried(|| socket.recv(&mut [0; 100])).ok();
         assert_eq!(received, (when_unbound == WhenUnbound::Pass).then_some(5), "{when_unbound:?}");
     }
+}
+
+/// A neighbour that had another node's answer takes this one's word for it that the address is here now.
+#[test]
+fn announcements_are_believed() {
+    if !privileged() {
+        return;
+    }
+    let [node, peer] = ["node", "peer"].map(Namespace::new);
+    node.veth("uplink", &peer, "eth0", 1);
+    peer.addresses("eth0", &["192.0.2.2/24", "2001:db8::2/64"]);
+    let link = node.run(|| links::link(&Netlink::connect().unwrap(), "uplink").unwrap());
+    let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let addresses = ["192.0.2.80", "2001:db8::80"];
+    let known = |address: &str| peer.ip(&format!("neigh show {address} dev eth0"));
+    let forget = || {
+        for address in addresses {
+            peer.ip(&format!("neigh replace {address} lladdr 02:00:00:00:00:99 dev eth0 nud stale"));
+            assert!(!known(address).contains(&mac));
+        }
+    };
+    forget();
+    let announcer = node.run(|| Announcer::start(&link).unwrap());
+    announcer.announce(addresses.map(|address| address.parse().unwrap()).into());
+    eventually("all are believed", || addresses.iter().all(|address| known(address).contains(&mac)));
+    // More than once, since it may be lost.
+    forget();
+    eventually("all are believed again", || addresses.iter().all(|address| known(address).contains(&mac)));
+    // Questions for IPv6 addresses go to a group, whose frames the interface has to take.
+    assert!(node.ip("maddress show dev uplink").contains("33:33:ff:00:00:80"));
+    announcer.announce(Default::default());
+    eventually("it is left", || !node.ip("maddress show dev uplink").contains("33:33:ff:00:00:80"));
 }
 
 #[test]
@@ -354,7 +443,12 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         .unwrap();
         assert_eq!(
             shown(),
-            ["10.244.0.0/16 10.244.1.1", "10.96.0.0/16 10.244.1.1", "fd00:244::/32 fd00:244:1::1"]
+            [
+                "10.244.0.0/16 10.244.1.1",
+                "10.96.0.0/16 10.244.1.1",
+                "169.254.1.1 10.244.1.1",
+                "fd00:244::/32 fd00:244:1::1"
+            ]
         );
         assert!(
             node.ip("neigh show dev wirelane").contains("169.254.1.1 lladdr ee:ee:ee:ee:ee:ee PERMANENT")
@@ -367,7 +461,7 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         node.ip("route add 10.99.0.0/16 dev wirelane");
         let adopted = open(1);
         adopted.sync(&netlink, &routes(&["10.244.7.1"], &["10.244.0.0/16", "fd00:96::/112"])).unwrap();
-        assert_eq!(shown(), ["10.244.0.0/16 10.244.7.1", "fd00:96::/112 -"]);
+        assert_eq!(shown(), ["10.244.0.0/16 10.244.7.1", "169.254.1.1 10.244.7.1", "fd00:96::/112 -"]);
         let addresses = node.ip("addr show dev wirelane");
         assert!(addresses.contains("10.244.7.1/32") && !addresses.contains("10.244.1.1"), "{addresses}");
         assert!(!addresses.contains("fd00:244:1::1"), "{addresses}");

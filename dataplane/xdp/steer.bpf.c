@@ -31,10 +31,13 @@ struct xdp_md {
 enum { BPF_MAP_TYPE_HASH = 1, BPF_MAP_TYPE_ARRAY = 2, BPF_MAP_TYPE_PERCPU_ARRAY = 6, BPF_MAP_TYPE_LPM_TRIE = 11,
        BPF_MAP_TYPE_XSKMAP = 17 };
 enum { BPF_F_NO_PREALLOC = 1 };
-enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_ICMPV6 = 58 };
-enum { ETH_P_IP = 0x0800, ETH_P_IPV6 = 0x86dd };
-enum { ICMP_DEST_UNREACH = 3, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETERPROB = 12 };
-enum { ICMPV6_DEST_UNREACH = 1, ICMPV6_PARAMPROB = 4, NDISC_FIRST = 133, NDISC_LAST = 137 };
+enum { IPPROTO_ICMP = 1, IPPROTO_TCP = 6, IPPROTO_UDP = 17, IPPROTO_FRAGMENT = 44, IPPROTO_ICMPV6 = 58,
+       IPPROTO_SCTP = 132 };
+enum { ETH_P_IP = 0x0800, ETH_P_ARP = 0x0806, ETH_P_IPV6 = 0x86dd };
+enum { ARPOP_REQUEST = 1 };
+enum { ICMP_ECHOREPLY = 0, ICMP_DEST_UNREACH = 3, ICMP_ECHO = 8, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETERPROB = 12 };
+enum { ICMPV6_DEST_UNREACH = 1, ICMPV6_PARAMPROB = 4, ICMPV6_ECHO_REQUEST = 128, ICMPV6_ECHO_REPLY = 129,
+       NDISC_FIRST = 133, NDISC_NEIGHBOUR_SOLICITATION = 135, NDISC_LAST = 137 };
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
@@ -45,7 +48,7 @@ static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void
 #define __always_inline inline __attribute__((always_inline))
 #define htons(x) __builtin_bswap16(x) /* clang's bpf target is the host's endianness; all we build for are little */
 
-/* Headers: RFC 791, RFC 8200, RFC 768, RFC 9293, RFC 792, RFC 4443. */
+/* Headers: RFC 791, RFC 8200, RFC 768, RFC 9293, RFC 792, RFC 4443, RFC 826, RFC 4861. */
 
 struct ethhdr {
 	__u8 dest[6], source[6];
@@ -67,7 +70,7 @@ struct ipv6hdr {
 	__u32 source[4], dest[4];
 } __attribute__((packed));
 
-/* The part that TCP and UDP have in common. */
+/* The part that TCP, UDP and SCTP have in common. */
 struct porthdr {
 	__u16 source, dest;
 } __attribute__((packed));
@@ -75,7 +78,23 @@ struct porthdr {
 struct icmphdr {
 	__u8 type, code;
 	__u16 checksum;
-	__u32 rest;
+	__u16 id, sequence; /* of echoes */
+} __attribute__((packed));
+
+/* ARP for IPv4 over Ethernet. */
+struct arphdr {
+	__u16 hardware, protocol;
+	__u8 hardware_len, protocol_len;
+	__u16 operation;
+	__u8 sender_mac[6];
+	__u32 sender;
+	__u8 target_mac[6];
+	__u32 target;
+} __attribute__((packed));
+
+struct solicitation {
+	struct icmphdr icmp;
+	__u32 target[4];
 } __attribute__((packed));
 
 /* What the maps hold. An IPv4 address is in its IPv4-mapped form, so that one map serves both families. */
@@ -117,10 +136,18 @@ struct {
 	__type(value, __u8);
 } prefixes SEC(".maps");
 
-/* Ports of the node's addresses that are ours, one bit each: TCP, then UDP. */
+/* Addresses that we answer for on the link; the kernel knows nothing of them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct address);
+	__type(value, __u8);
+} announced SEC(".maps");
+
+/* Ports of the node's addresses that are ours, one bit each: TCP, UDP, SCTP, then the identifiers of echoes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * PORT_WORDS);
+	__uint(max_entries, 4 * PORT_WORDS);
 	__type(key, __u32);
 	__type(value, __u64);
 } ports SEC(".maps");
@@ -153,9 +180,10 @@ static __always_inline void count(__u32 outcome)
 		(*frames)++;
 }
 
-static __always_inline int to_socket(struct xdp_md *ctx)
+/* What becomes of a frame is `otherwise` if its queue has no socket. */
+static __always_inline int to_socket(struct xdp_md *ctx, __u32 otherwise)
 {
-	int action = bpf_redirect_map(&sockets, ctx->rx_queue_index, when_unbound);
+	int action = bpf_redirect_map(&sockets, ctx->rx_queue_index, otherwise);
 
 	count(action == XDP_REDIRECT ? STEERED : UNBOUND);
 	return action;
@@ -189,6 +217,11 @@ static __always_inline int is_node(const struct address *address)
 	return bpf_map_lookup_elem(&node_addresses, address) != 0;
 }
 
+static __always_inline int is_announced(const struct address *address)
+{
+	return bpf_map_lookup_elem(&announced, address) != 0;
+}
+
 static __always_inline int is_vxlan(__u8 protocol, __u16 port)
 {
 	__u32 zero = 0;
@@ -197,22 +230,53 @@ static __always_inline int is_vxlan(__u8 protocol, __u16 port)
 	return protocol == IPPROTO_UDP && vxlan && *vxlan && *vxlan == port;
 }
 
-static __always_inline int in_use(__u8 protocol, __u16 port)
+enum { TCP, UDP, SCTP, ECHO };
+
+static __always_inline int is_set(__u32 bitmap, __u16 port)
 {
-	__u32 word = port / 64 + (protocol == IPPROTO_UDP ? PORT_WORDS : 0);
+	__u32 word = port / 64 + bitmap * PORT_WORDS;
 	__u64 *bits = bpf_map_lookup_elem(&ports, &word);
 
-	return (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP) && bits && (*bits >> (port % 64) & 1);
+	return bits && (*bits >> (port % 64) & 1);
 }
 
-/* Whether the packet that an ICMP error brings back is one that we sent from a node address. */
-static __always_inline int sent_by_us(const struct address *source, __u8 protocol, const struct porthdr *transport)
+/*
+ * Whose a frame is. A fragment for the node may be anybody's: only the first of a datagram has ports. So all go to the
+ * socket, whose worker passes on what is not ours; but without a worker the kernel shall not miss them. The same holds
+ * for questions about addresses that we announce.
+ */
+enum whose { THE_KERNELS, OURS, PERHAPS_OURS };
+
+static __always_inline int in_use(__u8 protocol, __u16 port)
 {
-	return is_node(source) &&
-	       (in_use(protocol, htons(transport->source)) || is_vxlan(protocol, htons(transport->dest)));
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return is_set(TCP, port);
+	case IPPROTO_UDP:
+		return is_set(UDP, port);
+	case IPPROTO_SCTP:
+		return is_set(SCTP, port);
+	default:
+		return 0;
+	}
 }
 
-static __always_inline int ours_ipv4(void *at, void *end)
+/* Whether the packet that an ICMP error brings back is one that we sent from a node address: of an echo request, too,
+   the first eight bytes are there. */
+static __always_inline int sent_by_us(const struct address *source, __u8 protocol, const void *at, const void *end)
+{
+	const struct porthdr *transport = at;
+	const struct icmphdr *icmp = at;
+
+	if ((void *)(transport + 1) > end || !is_node(source))
+		return 0;
+	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6)
+		return (void *)(icmp + 1) <= end && (icmp->type == ICMP_ECHO || icmp->type == ICMPV6_ECHO_REQUEST) &&
+		       is_set(ECHO, htons(icmp->id));
+	return in_use(protocol, htons(transport->source)) || is_vxlan(protocol, htons(transport->dest));
+}
+
+static __always_inline enum whose ours_ipv4(void *at, void *end)
 {
 	struct iphdr *ip = at, *inner;
 	struct address address;
@@ -224,10 +288,11 @@ static __always_inline int ours_ipv4(void *at, void *end)
 		return 0;
 	address = mapped(ip->dest);
 	if (in_prefix(&address))
-		return 1;
-	/* A fragment has not always ports, and the kernel can put it together. */
-	if (ip->frag_off & htons(0x3fff) || !is_node(&address))
-		return 0;
+		return OURS;
+	if (!is_node(&address))
+		return THE_KERNELS;
+	if (ip->frag_off & htons(0x3fff))
+		return PERHAPS_OURS;
 	header = (ip->version_ihl & 15) * 4;
 	if (ip->protocol != IPPROTO_ICMP) {
 		transport = at + header;
@@ -238,54 +303,79 @@ static __always_inline int ours_ipv4(void *at, void *end)
 	icmp = at + header;
 	if ((void *)(icmp + 1) > end)
 		return 0;
+	if (icmp->type == ICMP_ECHOREPLY)
+		return is_set(ECHO, htons(icmp->id));
 	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED && icmp->type != ICMP_PARAMETERPROB)
 		return 0;
 	inner = (void *)(icmp + 1);
 	if ((void *)(inner + 1) > end || inner->version_ihl < 0x45 || inner->version_ihl > 0x4f)
 		return 0;
 	address = mapped(inner->source);
-	transport = (void *)inner + (inner->version_ihl & 15) * 4;
-	return (void *)(transport + 1) <= end && sent_by_us(&address, inner->protocol, transport);
+	return sent_by_us(&address, inner->protocol, (void *)inner + (inner->version_ihl & 15) * 4, end);
 }
 
-static __always_inline int ours_ipv6(void *at, void *end)
+static __always_inline enum whose ours_ipv6(void *at, void *end)
 {
 	struct ipv6hdr *ip = at, *inner;
 	struct address address;
 	struct porthdr *transport;
+	struct solicitation *solicitation;
 	struct icmphdr *icmp;
 
 	if ((void *)(ip + 1) > end)
 		return 0;
-	address = address6(ip->dest);
 	icmp = (void *)(ip + 1);
+	solicitation = (void *)icmp;
+	if (ip->nexthdr == IPPROTO_ICMPV6 && (void *)(solicitation + 1) <= end &&
+	    icmp->type == NDISC_NEIGHBOUR_SOLICITATION) {
+		/* To the address itself or to its group. */
+		address = address6(solicitation->target);
+		return is_announced(&address) ? PERHAPS_OURS : THE_KERNELS;
+	}
+	address = address6(ip->dest);
 	if (in_prefix(&address)) {
-		/* Neighbour discovery is the kernel's, whatever address it is about. */
+		/* All other neighbour discovery is the kernel's, whatever address it is about. */
 		return ip->nexthdr != IPPROTO_ICMPV6 || (void *)(icmp + 1) > end ||
 		       icmp->type < NDISC_FIRST || icmp->type > NDISC_LAST;
 	}
 	if (!is_node(&address))
-		return 0;
+		return THE_KERNELS;
+	if (ip->nexthdr == IPPROTO_FRAGMENT)
+		return PERHAPS_OURS;
 	if (ip->nexthdr != IPPROTO_ICMPV6) {
 		transport = (void *)(ip + 1);
 		return (void *)(transport + 1) <= end && (in_use(ip->nexthdr, htons(transport->dest)) ||
 							  is_vxlan(ip->nexthdr, htons(transport->dest)));
 	}
 
-	if ((void *)(icmp + 1) > end || icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
+	if ((void *)(icmp + 1) > end)
+		return 0;
+	if (icmp->type == ICMPV6_ECHO_REPLY)
+		return is_set(ECHO, htons(icmp->id));
+	if (icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
 		return 0;
 	inner = (void *)(icmp + 1);
-	transport = (void *)(inner + 1);
-	if ((void *)(transport + 1) > end)
+	if ((void *)(inner + 1) > end)
 		return 0;
 	address = address6(inner->source);
-	return sent_by_us(&address, inner->nexthdr, transport);
+	return sent_by_us(&address, inner->nexthdr, inner + 1, end);
+}
+
+static __always_inline enum whose ours_arp(void *at, void *end)
+{
+	struct arphdr *arp = at;
+	struct address address;
+
+	if ((void *)(arp + 1) > end || arp->operation != htons(ARPOP_REQUEST))
+		return THE_KERNELS;
+	address = mapped(arp->target);
+	return is_announced(&address) ? PERHAPS_OURS : THE_KERNELS;
 }
 
 SEC("xdp")
 int steer_pod(struct xdp_md *ctx)
 {
-	return to_socket(ctx);
+	return to_socket(ctx, when_unbound);
 }
 
 SEC("xdp")
@@ -293,15 +383,19 @@ int steer_uplink(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *ethernet = data;
-	int ours = 0;
+	enum whose whose = THE_KERNELS;
 
 	if ((void *)(ethernet + 1) > end)
 		return to_kernel();
 	if (ethernet->type == htons(ETH_P_IP))
-		ours = ours_ipv4(ethernet + 1, end);
+		whose = ours_ipv4(ethernet + 1, end);
 	else if (ethernet->type == htons(ETH_P_IPV6))
-		ours = ours_ipv6(ethernet + 1, end);
-	return ours ? to_socket(ctx) : to_kernel();
+		whose = ours_ipv6(ethernet + 1, end);
+	else if (ethernet->type == htons(ETH_P_ARP))
+		whose = ours_arp(ethernet + 1, end);
+	if (whose == THE_KERNELS)
+		return to_kernel();
+	return to_socket(ctx, whose == OURS ? when_unbound : XDP_PASS);
 }
 
 char _license[] SEC("license") = "MIT";

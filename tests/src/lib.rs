@@ -4,6 +4,7 @@
 //! ([`manifests`], [`scene`]).
 
 pub mod check;
+pub mod churn;
 pub mod cluster;
 pub mod fragments;
 pub mod manifests;

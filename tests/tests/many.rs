@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::tables::flows::Rules;
 use wirelane_dataplane::tables::flows::limits::Limits;
+use wirelane_dataplane::tables::objects::Masquerade;
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::check::{self, TUNNEL_PORTS, inner, tunnel_source_port, well_formed};
 use wirelane_tests::cluster::{
@@ -103,6 +104,34 @@ fn connect(node: &mut Node, sport: u16) {
         assert_eq!(node.inject(port, packet).sent.len(), 1, "{sport}");
         node.pass(0);
     }
+}
+
+#[test]
+fn masquerading_refuses_when_every_port_is_taken_and_not_before() {
+    let mut node = node();
+    let ports = 61_000..=61_255u16;
+    node.change(|control| {
+        control.change_local_node(|node| {
+            node.masquerade = Some(Masquerade { except: vec![], ports: ports.clone(), per_pod: 0 });
+        });
+    });
+    let mut taken = HashSet::new();
+    for sport in 2000..2256 {
+        let outcome = node.inject(API, from_api(sport, "198.51.100.7:443"));
+        let (from, to) = check::ends(&outcome.sent[0].1).unwrap();
+        assert_eq!((from.ip(), to.to_string()), (addr("192.0.2.1").into(), "198.51.100.7:443".into()));
+        assert!(ports.contains(&from.port()) && taken.insert(from.port()), "{from}");
+    }
+    for sport in 2256..2266 {
+        let outcome = node.inject(API, from_api(sport, "198.51.100.7:443"));
+        assert_eq!(outcome.sent.len(), 0, "{sport}");
+    }
+    let exhausted = format!("drop {}", DropReason::SourcePortsExhausted.label());
+    assert_eq!(node.control.counters().of(&exhausted), 10);
+    // For another destination they are free, and so they are once nobody has answered for long enough.
+    assert_eq!(node.inject(API, from_api(2256, "198.51.100.8:443")).sent.len(), 1);
+    node.pass(200_000);
+    assert_eq!(node.inject(API, from_api(2266, "198.51.100.7:443")).sent.len(), 1);
 }
 
 #[test]

@@ -214,6 +214,7 @@ impl Flows {
             rules: (1, 1),
             hop: (NextHop::UNRESOLVED, 0),
             from_pod: true,
+            masquerade_limit: 0,
             one_sided: false,
         };
         let flow = self.table.insert(share, &self.epochs, &new, 0)?;

@@ -31,18 +31,15 @@ impl View {
         }
     }
 
-    /// Whether this node announces an address. `among`: the nodes that can serve it; `None`: all.
-    pub(super) fn is_announced(
-        &self,
-        address: IpAddr,
-        among: Option<&BTreeSet<&str>>,
-        settings: &Settings,
-    ) -> bool {
-        if self.addresses.contains(&address) || !settings.announce.iter().any(|net| net.contains(&address)) {
-            return false;
-        }
+    /// Whether any node is to announce an address.
+    pub(super) fn may_be_announced(&self, address: IpAddr, settings: &Settings) -> bool {
+        !self.addresses.contains(&address) && settings.announce.iter().any(|net| net.contains(&address))
+    }
+
+    /// The node that announces an address. `among`: the nodes that can serve it; `None`: all.
+    pub(super) fn announcer(&self, address: IpAddr, among: Option<&BTreeSet<&str>>) -> Option<&str> {
         let can = |node: &&String| among.is_none_or(|among| among.contains(node.as_str()));
-        elect(address, self.announcers.iter().filter(can).map(String::as_str)) == Some(&settings.node)
+        elect(address, self.announcers.iter().filter(can).map(String::as_str))
     }
 }
 
@@ -80,5 +77,5 @@ mod tests {
         assert_eq!(elect([192, 0, 2, 1].into(), std::iter::empty()), None);
     }
 
-    const PINNED: &str = "n0";
+    const PINNED: &str = "n3";
 }

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use wirelane_proto::v1::{self, Usable, frontend};
 
 use super::{
@@ -51,13 +50,12 @@ pub(super) fn compile(
         }
     });
     let ports: Vec<_> = ports.collect();
-    if service.direct_return && ports.iter().flat_map(|port| &port.frontends).all(|front| !is_returned(front))
-    {
-        compiling.note(
-            "metadata.annotations",
-            "direct return is for load-balancer addresses and node ports: there are none",
-        );
+    let is_returned = ports.iter().flat_map(|port| &port.frontends).any(is_returned);
+    if service.direct_return && !is_returned {
+        let reason = "has no effect: the Service has neither load-balancer addresses nor node ports";
+        compiling.note("metadata.annotations[wirelane.io/direct-return]", reason);
     }
+    let ranges = service.load_balancer.iter().flat_map(|balancer| &balancer.source_ranges);
     let object = v1::Service {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
@@ -69,7 +67,7 @@ pub(super) fn compile(
         },
         external_local: service.external_local,
         internal_local: service.internal_local,
-        source_ranges: source_ranges(service).iter().map(cidr).collect(),
+        source_ranges: ranges.map(cidr).collect(),
         direct_return: service.direct_return,
     };
     change.put(at, v1::object::Object::Service(object), compiling.problems);
@@ -79,23 +77,6 @@ pub(super) fn compile(
 
 fn is_returned(frontend: &v1::Frontend) -> bool {
     matches!(frontend.kind(), frontend::Kind::NodePort | frontend::Kind::LoadBalancer)
-}
-
-/// The clients that may use a service's load-balancer addresses. As for kube-proxy, what is said of one IP family says nothing
-/// of the other.
-fn source_ranges(service: &Service) -> Vec<IpNet> {
-    let mut ranges: Vec<IpNet> =
-        service.load_balancer.iter().flat_map(|balancer| &balancer.source_ranges).copied().collect();
-    if ranges.is_empty() {
-        return ranges;
-    }
-    for all in [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())] {
-        let is_ipv4 = |net: &IpNet| matches!(net, IpNet::V4(_));
-        if !ranges.iter().any(|range| is_ipv4(range) == is_ipv4(&all)) {
-            ranges.push(all);
-        }
-    }
-    ranges
 }
 
 /// How many endpoints of this node are ready, each once whatever its ports: of the family that has more, since a pod may
@@ -225,22 +206,44 @@ impl Compiling<'_> {
             if !service.has_family(address.is_ipv4()) {
                 let reason = format!("{address} is of an IP family that the Service has no address of");
                 self.note(&field, reason);
-            } else if let Some(holder) = self.state.cluster_ip_holder(address) {
-                let reason = format!("{address} is already the address of Service {holder}");
-                self.fault(&field, reason);
-            } else {
-                let announced = self.is_announced(address, endpoints);
-                outside.push(Outside { kind, address, field, announced });
+                continue;
+            }
+            match self.state.cluster_ip_holder(address) {
+                // Its own already, with the same ports.
+                Some(holder) if *holder == service.name => {}
+                Some(holder) => {
+                    let reason = format!("{address} is already the address of Service {holder}");
+                    self.fault(&field, reason);
+                }
+                None => {
+                    let announced = self.is_announced(kind, address, endpoints);
+                    outside.push(Outside { kind, address, field, announced });
+                }
             }
         }
         Addresses { cluster, outside }
     }
 
-    fn is_announced(&self, address: IpAddr, endpoints: &[Sorted<'_>]) -> bool {
+    fn is_announced(&self, kind: frontend::Kind, address: IpAddr, endpoints: &[Sorted<'_>]) -> bool {
         let of_ports = endpoints.iter().map(|sorted| sorted.candidates(address.is_ipv4()));
         let among: Option<BTreeSet<_>> =
             self.service.external_local.then(|| of_ports.flat_map(endpoints::nodes_with_local).collect());
-        self.view.is_announced(address, among.as_ref(), self.settings)
+        if !self.view.may_be_announced(address, self.settings) {
+            return false;
+        }
+        // Chosen by this node, and so known to no other.
+        let is_chosen = kind == frontend::Kind::LoadBalancer
+            && self
+                .service
+                .load_balancer
+                .as_ref()
+                .is_some_and(|balancer| !balancer.has_ingress && !balancer.requested.contains(&address));
+        let here = self.settings.node.as_str();
+        if is_chosen {
+            among.is_none_or(|among| among.contains(here))
+        } else {
+            self.view.announcer(address, among.as_ref()) == Some(here)
+        }
     }
 
     /// The frontends of one port, without those that another service holds.

@@ -160,3 +160,82 @@ fn problem(address: SocketAddr, asked: &Asked, error: &io::Error) -> Problem {
         severity: Severity::Fault,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::{compile::HealthCheck, model::Name, problem::Problems};
+
+    /// What an HTTP client sees; `None` where nobody listens.
+    async fn get(port: u16, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        Some(answer)
+    }
+
+    async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+        for _ in 0..2000 {
+            if holds().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{what} does not come to pass");
+    }
+
+    /// A port that nobody has at the moment.
+    async fn free() -> (TcpListener, u16) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        (listener, port)
+    }
+
+    #[tokio::test]
+    async fn listeners_come_and_go_with_the_services() {
+        let ((first, node), (second, service), (taken, other)) = (free().await, free().await, free().await);
+        drop((first, second));
+        let (send, checks) = watch::channel(Checks { is_node_eligible: true, ..Checks::default() });
+        let problems = Problems::default();
+        let health = Health {
+            healthz: vec![(Ipv4Addr::LOCALHOST, node).into()],
+            check_addresses: vec![Ipv4Addr::LOCALHOST.into()],
+            timeout: Duration::from_secs(60),
+            desired: Arc::new(Desired::default()),
+            checks,
+            problems: problems.clone(),
+        };
+        let running = tokio::spawn(health.run());
+        until("/healthz", async || get(node, "/healthz").await.is_some()).await;
+        let answer = get(node, "/healthz").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(get(node, "/other").await.unwrap().starts_with("HTTP/1.1 404 Not Found\r\n"));
+
+        let check = |port, local_endpoints| HealthCheck { port, local_endpoints };
+        let (a, b) = (Name::new("x", "a"), Name::new("x", "b"));
+        send.send_modify(|checks| _ = checks.services.insert(a.clone(), check(service, 3)));
+        until("the service's", async || get(service, "/").await.is_some()).await;
+        let answer = get(service, "/").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.to_lowercase().contains("\r\nx-load-balancing-endpoint-weight: 3\r\n"), "{answer}");
+        // Another number is no other listener.
+        send.send_modify(|checks| _ = checks.services.insert(a.clone(), check(service, 0)));
+        let answer = get(service, "/").await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
+
+        // A port that somebody else has is a problem of the service, until it is free.
+        send.send_modify(|checks| _ = checks.services.insert(b.clone(), check(other, 1)));
+        until("the problem", async || !problems.list().is_empty()).await;
+        assert_eq!(problems.list()[0].object, "Service x/b");
+        drop(taken);
+        send.send_modify(|checks| _ = checks.services.remove(&a));
+        until("its end", async || problems.list().is_empty()).await;
+        assert!(get(other, "/").await.unwrap().starts_with("HTTP/1.1 200 OK\r\n"));
+        until("the end of the first", async || get(service, "/").await.is_none()).await;
+        running.abort();
+    }
+}

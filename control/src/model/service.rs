@@ -238,7 +238,7 @@ fn parse_load_balancer(
             // Its packets come with the address of a node or a pod; those to it are for the balancer itself.
             Some("Proxy") => {}
             Some(other) => {
-                faults.add(format!("{field}.ipMode"), format!("\"{other}\" is neither VIP nor Proxy"))
+                faults.add(format!("{field}.ipMode"), format!("\"{other}\" is neither VIP nor Proxy"));
             }
         }
     }

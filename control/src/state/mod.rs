@@ -89,7 +89,7 @@ pub struct Touched {
     pub addresses: bool,
     /// Which service has these ports of all nodes.
     pub node_ports: BTreeSet<(Protocol, u16)>,
-    /// Which load balancers want addresses.
+    /// Which load balancers want addresses, and which addresses they may have.
     pub balancers: bool,
 }
 
@@ -99,6 +99,8 @@ impl State {
         match object {
             Object::Node(object) => {
                 touched.nodes = true;
+                let known = self.nodes.get(&object.name);
+                touched.balancers |= known.is_none_or(|known| known.object.addresses != object.addresses);
                 self.nodes.insert(object.name.clone(), Stored { object, origin });
             }
             Object::Namespace(object) => {
@@ -134,6 +136,7 @@ impl State {
         match key.kind {
             Kind::Node => {
                 touched.nodes = true;
+                touched.balancers = true;
                 self.nodes.remove(name);
             }
             Kind::Namespace => {
@@ -450,7 +453,8 @@ impl ServiceClaims {
     fn of(state: &State, service: &Service) -> Self {
         let fronts = |addresses: &[IpAddr]| {
             let ports = |&address| service.ports.iter().map(move |port| (address, port.protocol, port.port));
-            addresses.iter().flat_map(ports).collect()
+            let served = addresses.iter().filter(|address| service.has_family(address.is_ipv4()));
+            served.flat_map(ports).collect()
         };
         Self {
             created: service.created,

@@ -13,7 +13,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
-use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::links::{self, Link};
@@ -108,9 +108,13 @@ impl HostLink {
         }
 
         let routes = self.routes(netlink)?;
+        // The router itself: what the node says to itself through a Service comes from there (stages/masquerade.rs). An
+        // IPv6 link has the like by itself.
+        let router = wanted.gateways.iter().any(IpAddr::is_ipv4).then(|| IpNet::from(IpAddr::V4(ROUTER_V4)));
         let wanted_routes: BTreeSet<HostRoute> = wanted
             .prefixes
             .iter()
+            .chain(&router)
             .map(|prefix| {
                 let same_family = |gateway: &&IpAddr| gateway.is_ipv4() == prefix.addr().is_ipv4();
                 HostRoute {
@@ -179,10 +183,13 @@ impl HostLink {
             IpAddr::V4(network) => {
                 let mut message = RouteMessageBuilder::<Ipv4Addr>::new()
                     .destination_prefix(network, prefix)
-                    .gateway(ROUTER_V4)
                     .output_interface(index)
-                    .protocol(PROTOCOL)
-                    .onlink();
+                    .protocol(PROTOCOL);
+                message = if network == ROUTER_V4 {
+                    message.scope(RouteScope::Link)
+                } else {
+                    message.gateway(ROUTER_V4).onlink()
+                };
                 if let Some(IpAddr::V4(source)) = route.source {
                     message = message.pref_source(source);
                 }

@@ -3,6 +3,7 @@
 //! Everything is synchronous: callers are threads that set ports up and take them down. An asynchronous caller
 //! uses `spawn_blocking`. All of it happens in the network namespace of the thread that made the [`Netlink`].
 
+pub mod announce;
 mod ethtool;
 pub mod host_link;
 pub mod links;

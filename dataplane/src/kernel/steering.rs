@@ -61,8 +61,14 @@ pub struct SteeringRules {
     pub tcp_ports: BTreeSet<u16>,
     /// UDP ports of the node's addresses that are ours.
     pub udp_ports: BTreeSet<u16>,
+    /// SCTP ports of the node's addresses that are ours.
+    pub sctp_ports: BTreeSet<u16>,
+    /// Identifiers of the echoes at the node's addresses that are ours.
+    pub echo_ids: BTreeSet<u16>,
     /// UDP port of VXLAN.
     pub vxlan_port: Option<u16>,
+    /// Addresses that we answer for on the link: ARP, neighbour discovery.
+    pub announced: BTreeSet<IpAddr>,
 }
 
 /// Frames that the program of one interface has seen, by what became of them.
@@ -101,7 +107,7 @@ impl SteeringLoader {
         let uplink = when_unbound.loader();
         let mut pod = when_unbound.loader();
         // It does not look at these.
-        for map in ["node_addresses", "prefixes", "ports"] {
+        for map in ["node_addresses", "prefixes", "ports", "announced"] {
             pod.map_max_entries(map, 1);
         }
         SteeringLoader { pod, uplink }
@@ -179,15 +185,8 @@ impl Steering {
     pub fn sync(&mut self, rules: &SteeringRules) -> Result<(), KernelError> {
         let Steering { ebpf, rules: now, .. } = self;
         // First what is new, so that nothing that stays ours is ever not.
-        let mut addresses: HashMap<_, [u8; 16], u8> = map(ebpf, "node_addresses")?;
-        for address in &rules.node_addresses - &now.node_addresses {
-            addresses.insert(mapped(address), 1, 0).map_err(bpf(format!("add node address {address}")))?;
-            now.node_addresses.insert(address);
-        }
-        for address in &now.node_addresses - &rules.node_addresses {
-            addresses.remove(&mapped(address)).map_err(bpf(format!("remove node address {address}")))?;
-            now.node_addresses.remove(&address);
-        }
+        sync_addresses(ebpf, "node_addresses", &mut now.node_addresses, &rules.node_addresses)?;
+        sync_addresses(ebpf, "announced", &mut now.announced, &rules.announced)?;
         let mut prefixes: LpmTrie<_, [u8; 16], u8> = map(ebpf, "prefixes")?;
         for prefix in &rules.prefixes - &now.prefixes {
             prefixes.insert(&key(prefix), 1, 0).map_err(bpf(format!("add prefix {prefix}")))?;
@@ -200,6 +199,8 @@ impl Steering {
         let mut ports: Array<_, u64> = map(ebpf, "ports")?;
         sync_ports(&mut ports, 0, &mut now.tcp_ports, &rules.tcp_ports)?;
         sync_ports(&mut ports, PORT_WORDS, &mut now.udp_ports, &rules.udp_ports)?;
+        sync_ports(&mut ports, 2 * PORT_WORDS, &mut now.sctp_ports, &rules.sctp_ports)?;
+        sync_ports(&mut ports, 3 * PORT_WORDS, &mut now.echo_ids, &rules.echo_ids)?;
         let mut vxlan: Array<_, u32> = map(ebpf, "vxlan_port")?;
         vxlan.set(0, u32::from(rules.vxlan_port.unwrap_or(0)), 0).map_err(bpf("set the VXLAN port"))?;
         now.vxlan_port = rules.vxlan_port;
@@ -280,7 +281,7 @@ pub fn detach(netlink: &Netlink, interface: &str) -> Result<bool, KernelError> {
     Ok(true)
 }
 
-/// Words of a bitmap of ports; that of UDP follows that of TCP.
+/// Words of a bitmap of ports. After that of TCP follow those of UDP and SCTP, and that of echoes' identifiers.
 const PORT_WORDS: u32 = 1024;
 
 // linux/if_link.h
@@ -363,6 +364,25 @@ where
     M: TryFrom<&'a mut Map, Error = MapError>,
 {
     M::try_from(ebpf.map_mut(name).expect("the object has it")).map_err(bpf(format!("open the map {name}")))
+}
+
+/// Makes a map of addresses hold these.
+fn sync_addresses(
+    ebpf: &mut Ebpf,
+    name: &str,
+    now: &mut BTreeSet<IpAddr>,
+    wanted: &BTreeSet<IpAddr>,
+) -> Result<(), KernelError> {
+    let mut addresses: HashMap<_, [u8; 16], u8> = map(ebpf, name)?;
+    for address in wanted - now {
+        addresses.insert(mapped(address), 1, 0).map_err(bpf(format!("add {address} to {name}")))?;
+        now.insert(address);
+    }
+    for address in &*now - wanted {
+        addresses.remove(&mapped(address)).map_err(bpf(format!("remove {address} from {name}")))?;
+        now.remove(&address);
+    }
+    Ok(())
 }
 
 /// Writes those words of a bitmap of ports that change.

@@ -19,6 +19,7 @@ use crate::dataplane::FixedPort;
 use crate::engine::{Engine, Shared};
 use crate::io::frame::{FramePool, HEADROOM};
 use crate::io::xsk::{RING, XskConfig, XskMemory, XskPort, ZeroCopy};
+use crate::kernel::announce::Announcer;
 use crate::kernel::host_link::{HostLink, HostRoutes};
 use crate::kernel::links::{self, Link};
 use crate::kernel::raw_socket::RawSocket;
@@ -103,6 +104,7 @@ impl AfXdpPorts {
             rules: None,
             host,
             routes: None,
+            announcer: None,
         };
         let ports = AfXdpPorts {
             sockets: Mutex::new(sockets),
@@ -133,13 +135,14 @@ impl AfXdpPorts {
                 lane.add(id, port)?;
             }
         }
-        Ok(())
+        self.outside().start_announcer()
     }
 
     /// Ends the workers and closes their sockets. The steering programs stay, and do with what comes in what
     /// they were told to do without a socket.
     pub fn stop(&self) {
         let mut sockets = self.sockets();
+        self.outside().announcer = None;
         sockets.lanes.iter_mut().for_each(|lane| lane.worker = Worker::Stopped);
         sockets.open.clear();
     }
@@ -162,6 +165,10 @@ impl AfXdpPorts {
 
     fn sockets(&self) -> MutexGuard<'_, Sockets> {
         self.sockets.lock().expect("nobody panics while opening sockets")
+    }
+
+    fn outside(&self) -> MutexGuard<'_, Outside> {
+        self.outside.lock().expect("nobody panics while steering")
     }
 
     fn modes(&self) -> MutexGuard<'_, HashMap<PortId, String>> {
@@ -211,7 +218,7 @@ impl Ports for AfXdpPorts {
     }
 
     fn steer(&self, steering: &Steering, routes: &HostRoutes) -> Result<(), PortError> {
-        let mut outside = self.outside.lock().expect("nobody panics while steering");
+        let mut outside = self.outside();
         if let Some(mode) = outside.steer(rules(steering))? {
             let mode = mode_text(mode, false);
             tracing::info!(interface = outside.uplink, mode, "uplink opened");
@@ -445,6 +452,8 @@ struct Outside {
     rules: Option<SteeringRules>,
     host: HostLink,
     routes: Option<HostRoutes>,
+    /// Once workers answer what is asked.
+    announcer: Option<Announcer>,
 }
 
 impl Outside {
@@ -453,6 +462,10 @@ impl Outside {
         if self.rules.as_ref() != Some(&rules) {
             self.rules = None;
             self.steering.sync(&rules)?;
+            // Not before the questions come here.
+            if let Some(announcer) = &self.announcer {
+                announcer.announce(rules.announced.clone());
+            }
             self.rules = Some(rules);
         }
         if self.attached {
@@ -463,6 +476,16 @@ impl Outside {
         let mode = self.steering.attach(&self.netlink, &self.uplink, self.xdp_mode)?;
         self.attached = true;
         Ok(Some(mode))
+    }
+
+    fn start_announcer(&mut self) -> Result<(), PortError> {
+        let uplink = links::link(&self.netlink, &self.uplink)?;
+        let announcer = Announcer::start(&uplink).map_err(PortError::Start)?;
+        if let Some(rules) = &self.rules {
+            announcer.announce(rules.announced.clone());
+        }
+        self.announcer = Some(announcer);
+        Ok(())
     }
 
     fn route(&mut self, routes: &HostRoutes) -> Result<(), PortError> {
@@ -499,14 +522,17 @@ fn chunk_size(uplink: &Link) -> Result<usize, PortError> {
 fn rules(steering: &Steering) -> SteeringRules {
     let ports = |protocol: u8| {
         let ports = steering.node_ports.iter().filter(move |(_, of)| *of == protocol);
-        ports.map(|(port, _)| *port).collect()
+        ports.map(|(port, _)| *port).chain(steering.masquerade.clone().into_iter().flatten()).collect()
     };
     SteeringRules {
         node_addresses: steering.node_addresses.iter().copied().map(IpAddr::from).collect(),
         prefixes: steering.prefixes.iter().copied().collect(),
         tcp_ports: ports(proto::TCP),
         udp_ports: ports(proto::UDP),
+        sctp_ports: ports(proto::SCTP),
+        echo_ids: ports(proto::ICMP),
         vxlan_port: Some(steering.vxlan_port).filter(|port| *port != 0),
+        announced: steering.announced.iter().copied().map(IpAddr::from).collect(),
     }
 }
 

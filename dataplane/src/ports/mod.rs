@@ -66,8 +66,8 @@ pub enum PortError {
     /// A worker has panicked.
     #[error(transparent)]
     Worker(#[from] WorkerDied),
-    /// No worker could be started.
-    #[error("cannot start a worker")]
+    /// No thread could be started.
+    #[error("cannot start a worker, or the announcer")]
     Start(#[source] std::io::Error),
     /// The interface is there, and not as it has to be.
     #[error("interface {interface}: {problem}")]

@@ -3,9 +3,11 @@
 pub mod conntrack;
 pub mod cut;
 pub mod decap;
+mod discovery;
 pub mod forward;
 pub mod fragment;
 pub mod hop;
+pub mod masquerade;
 pub mod mss;
 pub mod parse;
 pub mod policy;

@@ -4,11 +4,10 @@ use crate::batch::{Answer, Batch, Key, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::prefetch;
+use crate::stages::discovery;
 use crate::stages::quick::{self, Quick};
-use crate::tables::route::Route;
 use crate::tables::{Port, PortKind, Tables, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
-use crate::wire::arp::{self, Arp};
 use crate::wire::checksum;
 use crate::wire::ethernet::{self, Ethernet, is_group};
 use crate::wire::icmp::{self, Icmp};
@@ -152,10 +151,10 @@ fn any_packet(
         ethernet::IPV6 => {
             ipv6(frame, meta)?;
             if meta.has(flags::ND) {
-                return neighbour_discovery(frame, meta, port, cx);
+                return discovery::neighbour(frame, meta, port, cx);
             }
         }
-        ethernet::ARP => return arp(frame, meta, port, cx),
+        ethernet::ARP => return discovery::arp(frame, meta, port, cx),
         _ if port.kind == PortKind::Uplink => return Ok(Parsed::NotOurs),
         _ => return Err(DropReason::UnsupportedEtherType),
     }
@@ -486,63 +485,4 @@ fn embedded_key(bytes: &[u8], l4: usize, mut key: Key, meta: &mut Meta) -> Resul
     meta.key = key.reversed();
     meta.flags |= flags::ICMP_ERROR;
     Ok(())
-}
-
-/// Answers for the gateway on links that are ours; learns on the uplink, where the kernel answers.
-fn arp(frame: &Frame, meta: &mut Meta, port: &Port, cx: &Context<'_>) -> Result<Parsed, DropReason> {
-    meta.flags |= flags::NON_IP;
-    let request: &Arp = view(frame.bytes(), ethernet::HEADER_LEN).ok_or(DropReason::MalformedArp)?;
-    if !request.is_ipv4_over_ethernet() {
-        return Err(DropReason::MalformedArp);
-    }
-    let sender = Addr::v4(request.sender);
-    meta.key = Key { src: sender, dst: Addr::v4(request.target), ..Key::default() };
-    if port.kind == PortKind::Uplink {
-        learn(&sender, request.sender_mac, cx);
-        return Ok(Parsed::NotOurs);
-    }
-    // A probe for an address conflict has no sender yet (RFC 5227, 2.1.1).
-    if port.kind == PortKind::Pod && request.sender != [0; 4] && !port.addresses.contains(&sender) {
-        return Err(DropReason::SpoofedSource);
-    }
-    if request.operation() == arp::REQUEST && request.target == LINK_GATEWAY_V4 {
-        meta.answer(Answer::Arp);
-        return Ok(Parsed::Answered);
-    }
-    Err(DropReason::ForeignDestination)
-}
-
-fn neighbour_discovery(
-    frame: &Frame,
-    meta: &mut Meta,
-    port: &Port,
-    cx: &Context<'_>,
-) -> Result<Parsed, DropReason> {
-    let bytes = &frame.bytes()[usize::from(meta.l4)..];
-    let target = bytes.get(8..icmp::NEIGHBOUR_MIN_LEN).and_then(Addr::from_slice);
-    if port.kind == PortKind::Uplink {
-        if let Some(message) = view::<icmp::Neighbour>(bytes, 0)
-            && meta.l4_info == icmp::v6::NEIGHBOUR_ADVERTISEMENT
-            && message.option == icmp::OPTION_TARGET
-            && message.option_len == 1
-        {
-            learn(&Addr(message.target), message.mac, cx);
-        }
-        return Ok(Parsed::NotOurs);
-    }
-    if meta.l4_info != icmp::v6::NEIGHBOUR_SOLICITATION {
-        return Err(DropReason::Multicast);
-    }
-    if target.ok_or(DropReason::MalformedTransport)?.0 != LINK_GATEWAY_V6 {
-        return Err(DropReason::ForeignDestination);
-    }
-    meta.answer(Answer::Neighbour);
-    Ok(Parsed::Answered)
-}
-
-/// A neighbour has told its MAC; only those on the uplink's link count.
-fn learn(addr: &Addr, mac: ethernet::Mac, cx: &Context<'_>) {
-    if !is_group(&mac) && cx.tables.route(addr) == Some(Route::OnLink) {
-        cx.neighbours.learn(*addr, mac);
-    }
 }

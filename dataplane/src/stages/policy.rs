@@ -3,22 +3,18 @@
 use crate::batch::{Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::conntrack::Halt;
+use crate::stages::masquerade::{Ports, Source};
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, hop};
 use crate::tables::flows::limits::Limit;
 use crate::tables::flows::line::{Family, Rewrite, V4, V6};
 use crate::tables::flows::{FlowRef, FlowTable, InsertError, NewFlow};
 use crate::tables::policy::{Direction, Judgement, Peer};
-use crate::tables::route::{Hop, NextHop};
+use crate::tables::route::NextHop;
 use crate::tables::services::Id;
 use crate::tables::{PodAt, Tables};
 use crate::verdict::DropReason;
-use crate::wire::{Addr, proto};
-
-/// How many source ports are tried before a connection is refused.
-const PORT_TRIES: u32 = 64;
-/// Masqueraded connections get ports from here up, if their own is taken.
-const FIRST_PORT: u32 = 1024;
+use crate::wire::Addr;
 
 /// Sees the first packets of flows, after service; what it allows goes on to forward.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
@@ -28,9 +24,9 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     // All are judged before the first is committed: meanwhile memory looks for the buckets of their replies.
     for index in waiting.chosen.iter() {
         let (meta, choice) = (&mut batch.meta[index], &waiting.choices[index]);
-        let admitted = admit(meta, choice, cx);
+        let admitted = admit(meta, waiting.keyed.hash(index), choice, cx);
         if let Ok(admitted) = &admitted {
-            let reply = admitted.translated.reversed();
+            let reply = admitted.ports.first().reversed();
             if meta.has(flags::V6) {
                 cx.flows_v6.prefetch(cx.flows_v6.hash(&reply));
             } else {
@@ -62,7 +58,9 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 /// What is known about a flow that may begin.
 #[derive(Clone, Copy, Debug)]
 pub struct Admitted {
-    translated: Key,
+    /// What it may be turned into.
+    ports: Ports,
+    masquerade_limit: u32,
     rules: (Id, Id),
     next: NextHop,
     /// Whether its replies do not come by here.
@@ -128,7 +126,7 @@ pub fn judge(ends: &Ends, tables: &Tables) -> Result<(Id, Id), Denied> {
 }
 
 /// Whether a flow may begin with this packet, as what, and where its packets go.
-fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted, DropReason> {
+fn admit(meta: &mut Meta, hash: u64, choice: &Choice, cx: &Context<'_>) -> Result<Admitted, DropReason> {
     let key = meta.key;
     let ends = Ends {
         src: key.src,
@@ -148,15 +146,11 @@ fn admit(meta: &mut Meta, choice: &Choice, cx: &Context<'_>) -> Result<Admitted,
         Some(next) => next,
         None => hop::towards(&choice.address, cx)?,
     };
-    let mut translated = Key { dst: choice.address, dport: choice.port, ..key };
-    if choice.masquerade || is_hidden_source(meta, next, cx.tables) {
-        let gateway = cx.tables.node(meta.has(flags::V6)).gateway;
-        if gateway == Addr::UNSPECIFIED {
-            return Err(DropReason::NoRoute);
-        }
-        translated.src = gateway;
-    }
-    Ok(Admitted { translated, rules, next, one_sided: choice.hand_on.is_some() })
+    let source = Source::of(meta, choice, next, cx.tables)?;
+    let translated = Key { src: source.address, dst: choice.address, dport: choice.port, ..key };
+    let ports = Ports::new(&source, translated, hash);
+    let one_sided = choice.hand_on.is_some();
+    Ok(Admitted { ports, masquerade_limit: source.limit, rules, next, one_sided })
 }
 
 /// Begins the flow, unless a packet before this one, in this batch or on another worker, has meanwhile.
@@ -172,37 +166,23 @@ fn begin<F: Family>(
 ) -> Result<(), DropReason> {
     let flow = match table.lookup(hash, &meta.key) {
         Some(flow) => flow,
-        None => commit(meta, choice.ids, admitted?, cx, table)?,
+        None => commit(meta, hash, choice.ids, admitted?, cx, table)?,
     };
     conntrack::follow(flow, meta, frame_len, cx, table).map_err(Halt::reason)
-}
-
-/// The host speaks from an address to which another node's replies would not come back through the tunnel.
-fn is_hidden_source(meta: &Meta, next: NextHop, tables: &Tables) -> bool {
-    meta.has(flags::FROM_HOST)
-        && matches!(next.hop(), Hop::Tunnel(_))
-        && meta.key.src != tables.node(meta.has(flags::V6)).gateway
 }
 
 /// Commits the flow. If its replies could be another flow's, it gets another source port: so two clients
 /// behind one address, or one client of two Services with a common backend, never collide.
 fn commit<F: Family>(
     meta: &Meta,
+    hash: u64,
     service: (Id, Id),
     admitted: Admitted,
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
-    let (key, Admitted { mut translated, rules, next, one_sided }) = (meta.key, admitted);
-    let is_echo = matches!(key.proto, proto::ICMP | proto::ICMPV6);
-    let has_ports = is_echo || matches!(key.proto, proto::TCP | proto::UDP | proto::SCTP);
-    for attempt in 0..PORT_TRIES {
-        if attempt > 0 {
-            translated.sport = (FIRST_PORT + cx.local.random() % (65_536 - FIRST_PORT)) as u16;
-            if is_echo {
-                translated.dport = translated.sport;
-            }
-        }
+    let (key, Admitted { mut ports, masquerade_limit, rules, next, one_sided }) = (meta.key, admitted);
+    while let Some(translated) = ports.next(table, &mut cx.local.exhausted, cx.now.tick) {
         let reply = translated.reversed();
         let new = NewFlow {
             original: (key, Rewrite::between(&key, &translated)),
@@ -211,6 +191,7 @@ fn commit<F: Family>(
             rules,
             hop: (next, cx.tables.revision as u32),
             from_pod: meta.has(flags::FROM_POD),
+            masquerade_limit,
             one_sided,
         };
         let index = usize::from(meta.has(flags::V6));
@@ -220,12 +201,13 @@ fn commit<F: Family>(
             Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
             Err(InsertError::Limit(Limit::Pod)) => return Err(DropReason::PodLimit),
             Err(InsertError::Limit(Limit::Source)) => return Err(DropReason::SourceLimit),
+            Err(InsertError::Limit(Limit::Masquerade)) => return Err(DropReason::MasqueradeLimit),
             // The other flow may be this very one, just made by another worker.
-            Err(InsertError::ReplyTaken) => match table.lookup(table.hash(&key), &key) {
-                Some(flow) => return Ok(flow),
-                None if has_ports => {}
-                None => break,
-            },
+            Err(InsertError::ReplyTaken) => {
+                if let Some(flow) = table.lookup(hash, &key) {
+                    return Ok(flow);
+                }
+            }
         }
     }
     Err(DropReason::SourcePortsExhausted)

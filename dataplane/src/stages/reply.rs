@@ -13,7 +13,7 @@ use crate::verdict::{DropReason, Verdict};
 use crate::wire::arp::Arp;
 use crate::wire::checksum;
 use crate::wire::ethernet::{self, Ethernet};
-use crate::wire::icmp::{self, Icmp, Neighbour};
+use crate::wire::icmp::{self, ALL_NODES, Icmp, Neighbour, Solicited};
 use crate::wire::ipv4::{self, Ipv4};
 use crate::wire::ipv6::{self, Ipv6};
 use crate::wire::tcp::{self, Tcp};
@@ -97,9 +97,13 @@ fn ip_type(meta: &Meta) -> u16 {
     if meta.has(flags::V6) { ethernet::IPV6 } else { ethernet::IPV4 }
 }
 
-/// Neighbour advertisement (RFC 4861, 4.4) for the gateway.
+/// Neighbour advertisement (RFC 4861, 4.4) for the address that was asked for: the gateway's, or one of a Service, which
+/// is nobody's router.
 fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), DropReason> {
-    let target = LINK_GATEWAY_V6;
+    let asked: &Solicited =
+        view(frame.bytes(), usize::from(meta.l4)).ok_or(DropReason::MalformedTransport)?;
+    let target = asked.target;
+    let router = if target == LINK_GATEWAY_V6 { icmp::ROUTER } else { 0 };
     // Duplicate address detection asks from the unspecified address and is told by multicast, as nobody who
     // has asked (RFC 4861, 7.2.4).
     let (dst, solicited) =
@@ -109,7 +113,7 @@ fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), D
             kind: icmp::v6::NEIGHBOUR_ADVERTISEMENT,
             code: 0,
             checksum: [0; 2],
-            rest: [icmp::ROUTER | icmp::OVERRIDE | solicited, 0, 0, 0],
+            rest: [router | icmp::OVERRIDE | solicited, 0, 0, 0],
         },
         target,
         option: icmp::OPTION_TARGET,
@@ -121,8 +125,6 @@ fn advertise(frame: &mut Frame, meta: &Meta, mac: ethernet::Mac) -> Result<(), D
     let header = Ipv6::new(target, dst, proto::ICMPV6, size_of::<Neighbour>() as u16, 255);
     replace(frame, &[&[0; ethernet::HEADER_LEN], bytemuck::bytes_of(&header), bytemuck::bytes_of(&message)])
 }
-
-const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// Turns an echo request into its reply.
 fn echo(frame: &mut Frame, meta: &Meta) -> Result<(), DropReason> {

@@ -180,6 +180,7 @@ impl Builder {
             let local = self.objects.local_node();
             next.node_v4 = node_addresses(local, true);
             next.node_v6 = node_addresses(local, false);
+            next.masquerade = local.and_then(|local| Some(Arc::new(local.masquerade.as_ref()?.into())));
             next.local = local.cloned().map(Arc::new);
             self.pods.change_node();
         }
@@ -330,6 +331,13 @@ impl Builder {
         Steering {
             vxlan_port: local.map_or(0, |local| local.vxlan_port),
             node_ports: self.frontends.ports_at(&node_addresses, services),
+            masquerade: local.and_then(|local| Some(local.masquerade.as_ref()?.ports.clone())),
+            // For its own addresses the kernel answers.
+            announced: self
+                .frontends
+                .announced()
+                .filter(|address| !node_addresses.contains(address))
+                .collect(),
             node_addresses,
             prefixes,
         }

@@ -17,6 +17,7 @@ pub mod route;
 pub mod services;
 pub mod standing;
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::batch::PortId;
@@ -54,6 +55,8 @@ pub struct Tables {
     pub flows_unsettled_in: u64,
     /// This node; `None` before the control process has said anything.
     pub local: Option<Arc<LocalNode>>,
+    /// How this node's pods speak to what lies outside the cluster; `None`: with their own addresses.
+    pub masquerade: Option<Arc<Masquerade>>,
     /// The node's own addresses, for each family: uplink, gateway. Unspecified where there is none.
     pub node_v4: NodeAddresses,
     /// As `node_v4`, for IPv6.
@@ -85,6 +88,35 @@ pub struct NodeAddresses {
     pub gateway: Addr,
     /// Its pods' range.
     pub pods: Prefix,
+}
+
+/// What leaves the cluster from this node's pods gets its uplink address.
+#[derive(Clone, Debug)]
+pub struct Masquerade {
+    /// Destinations that see the pods' own addresses, of each family.
+    except: [Box<[Prefix]>; 2],
+    /// The source ports that it gets.
+    pub ports: RangeInclusive<u16>,
+    /// How many such connections a pod may have; 0: any number.
+    pub per_pod: u32,
+}
+
+impl Masquerade {
+    /// Whether a destination sees the pods' own addresses.
+    #[inline]
+    pub fn spares(&self, dst: &Addr) -> bool {
+        self.except[usize::from(!dst.is_v4())].iter().any(|prefix| prefix.contains(dst))
+    }
+}
+
+impl From<&objects::Masquerade> for Masquerade {
+    fn from(masquerade: &objects::Masquerade) -> Masquerade {
+        let except = [true, false].map(|v4| {
+            let of_family = masquerade.except.iter().filter(|cidr| cidr.addr().is_ipv4() == v4);
+            of_family.map(|cidr| Prefix::from(*cidr)).collect()
+        });
+        Masquerade { except, ports: masquerade.ports.clone(), per_pod: masquerade.per_pod }
+    }
 }
 
 /// Another node, compiled.
@@ -241,6 +273,17 @@ pub struct Steering {
     pub node_addresses: Vec<Addr>,
     /// Ports (with IANA protocol numbers) at the node's addresses that are Services'.
     pub node_ports: Vec<(u16, u8)>,
+    /// Ports (and identifiers of echoes) at the node's addresses that masqueraded connections get.
+    pub masquerade: Option<RangeInclusive<u16>>,
     /// Destinations that are ours whatever the port.
     pub prefixes: Vec<ipnet::IpNet>,
+    /// Addresses that this node tells the uplink's link are here, in order.
+    pub announced: Vec<Addr>,
+}
+
+impl Steering {
+    /// Whether this node answers for an address on the uplink's link.
+    pub fn is_announced(&self, addr: &Addr) -> bool {
+        self.announced.binary_search(addr).is_ok()
+    }
 }

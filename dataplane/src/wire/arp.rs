@@ -58,6 +58,21 @@ impl Arp {
         u16::from_be_bytes(self.operation)
     }
 
+    /// Tells everybody that an address is at this MAC: a request for one's own address (RFC 5227, 3).
+    pub fn announcement(mac: Mac, address: [u8; 4]) -> Arp {
+        Arp {
+            hardware_type: [0, 1],
+            protocol_type: [8, 0],
+            hardware_len: 6,
+            protocol_len: 4,
+            operation: REQUEST.to_be_bytes(),
+            sender_mac: mac,
+            sender: address,
+            target_mac: [0; 6],
+            target: address,
+        }
+    }
+
     /// The answer to this request, from the one who has the target address.
     #[must_use]
     pub fn reply(&self, mac: Mac) -> Arp {

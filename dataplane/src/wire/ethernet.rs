@@ -6,6 +6,14 @@ pub type Mac = [u8; 6];
 /// The MAC address that the dataplane has towards pods and the host.
 pub const GATEWAY_MAC: Mac = [0xee; 6];
 
+/// Everybody on a link.
+pub const BROADCAST: Mac = [0xff; 6];
+
+/// The MAC address of an IPv6 group (RFC 2464, 7).
+pub const fn group_of(group: &[u8; 16]) -> Mac {
+    [0x33, 0x33, group[12], group[13], group[14], group[15]]
+}
+
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 14;
 

@@ -103,6 +103,21 @@ pub struct Neighbour {
 
 const _: () = assert!(size_of::<Neighbour>() == 32);
 
+/// Neighbour solicitation without options (RFC 4861, 4.3).
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Solicited {
+    /// Type, code, checksum.
+    pub icmp: Icmp,
+    /// The address asked for.
+    pub target: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Solicited>() == NEIGHBOUR_MIN_LEN);
+
+/// Everybody on a link (RFC 4291, 2.7.1).
+pub const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
 /// Bytes of a neighbour message without options.
 pub const NEIGHBOUR_MIN_LEN: usize = 24;
 

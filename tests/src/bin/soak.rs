@@ -281,6 +281,7 @@ fn plain(original: &Key) -> NewFlow {
         service: (0, 0),
         rules: (0, 0),
         from_pod: false,
+        masquerade_limit: 0,
         one_sided: false,
         hop: (NextHop::UNRESOLVED, 0),
     }

@@ -14,6 +14,7 @@ mod raw;
 mod changes;
 mod direct;
 mod endings;
+mod fragments;
 mod hostile;
 mod labs;
 mod manifests;

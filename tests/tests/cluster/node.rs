@@ -10,7 +10,7 @@ use wirelane_tests::privileged;
 
 use crate::{
     bed::{Bed, PATIENCE, ask, ask_udp, pairs},
-    objects::{ALL, ANSWERS, FAR, HTTP, NEAR, TO_FAR, TO_NEAR},
+    objects::{ALL, ANSWERS, FAR, HTTP, NAMESPACE, NEAR, ServicePlan, TO_FAR, TO_NEAR},
     probe::{Probe, What},
 };
 
@@ -56,6 +56,58 @@ fn the_host_reaches_pods_and_services_and_they_reach_it() {
         assert_eq!(answer.seen_as.ip(), CLIENT[index], "the kernel keeps what is its own");
         let heard = Probe::new(&bed.client, node).ask(1500, 64, PATIENCE);
         assert_eq!(heard.map(|heard| heard.what), Some(What::Reply), "{node}");
+    }
+    rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
+    server.join().unwrap();
+}
+
+/// A Service of these addresses; its manifest and its slices.
+fn service(name: &str, number: u16, more: &str, backends: [IpAddr; 2], port: u16) -> String {
+    let [ipv4, ipv6] = ServicePlan { name: "", number, node_port: 0 }.addresses();
+    let mut text = format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {NAMESPACE}}}\n\
+         spec: {{type: LoadBalancer, allocateLoadBalancerNodePorts: false, clusterIP: {ipv4}, \
+         clusterIPs: [{ipv4}, \"{ipv6}\"], ipFamilies: [IPv4, IPv6], \
+         ports: [{{name: tcp, port: {HTTP}, targetPort: {port}}}]}}\n{more}"
+    );
+    for (family, backend) in ["IPv4", "IPv6"].iter().zip(backends) {
+        text += &format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}-{suffix}, namespace: {NAMESPACE}, \
+             labels: {{kubernetes.io/service-name: {name}}}}}\naddressType: {family}\n\
+             ports: [{{name: tcp, port: {port}}}]\n\
+             endpoints: [{{addresses: [\"{backend}\"], conditions: {{ready: true}}, nodeName: {node}}}]\n",
+            suffix = family.to_lowercase(),
+            node = NODE1.name,
+        );
+    }
+    text
+}
+
+#[test]
+fn the_host_reaches_itself_through_a_service_and_load_balancers_addresses() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new();
+    let host = bed.node1.namespace();
+    let balancer: [IpAddr; 2] = ["203.0.113.90".parse().unwrap(), "2001:db8:90::1".parse().unwrap()];
+    let [ipv4, ipv6] = balancer;
+    let status = format!("status: {{loadBalancer: {{ingress: [{{ip: {ipv4}}}, {{ip: \"{ipv6}\"}}]}}}}\n");
+    bed.apply("own.yaml", &service("own", 90, "", NODE1.addresses(), 9000));
+    bed.apply("edge.yaml", &service("edge", 91, &status, NEAR.addresses(), ANSWERS));
+
+    let listener = host.within(|| TcpListener::bind("[::]:9000")).unwrap().unwrap();
+    let stop = listener.try_clone().unwrap();
+    let server = std::thread::spawn(move || drop(serve(&listener, "host")));
+    let routers: [IpAddr; 2] = ["169.254.1.1".parse().unwrap(), "fe80::1".parse().unwrap()];
+    let own = ServicePlan { name: "", number: 90, node_port: 0 }.addresses();
+    for (address, router) in pairs(own, routers) {
+        let answer = ask(host, SocketAddr::new(address, HTTP));
+        assert_eq!((answer.name.as_str(), answer.seen_as.ip()), ("host", router), "{address}");
+    }
+    for address in balancer {
+        assert_eq!(ask(host, SocketAddr::new(address, HTTP)).name, NEAR.name, "{address}");
     }
     rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
     server.join().unwrap();

@@ -6,12 +6,14 @@
 
 #[cfg(feature = "af-xdp")]
 mod af_xdp;
+mod announced;
 mod conntrack;
 mod decap;
 mod endings;
 mod forward;
 mod fragments;
 mod host;
+mod masquerade;
 mod memory;
 mod parse;
 mod policy;
@@ -349,11 +351,13 @@ fn list(frames: &[(PortId, Vec<u8>)]) -> String {
 fn rows() -> Vec<Row> {
     [
         parse::rows(),
+        announced::rows(),
         decap::rows(),
         conntrack::rows(),
         endings::rows(),
         service::rows(),
         policy::rows(),
+        masquerade::rows(),
         forward::rows(),
         fragments::rows(),
         host::rows(),

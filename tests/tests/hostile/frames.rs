@@ -7,6 +7,7 @@ use wirelane_tests::cluster::{
     API, DB, GATEWAY_MAC, HOST_MAC, LOCKED, PENDING, PORTS, UPLINK_MAC, VNI, WEB, neighbour_mac, pod_mac,
     vtep_mac,
 };
+use wirelane_tests::fragments::cut;
 use wirelane_tests::packet::*;
 use wirelane_tests::random::Random;
 
@@ -135,6 +136,7 @@ pub fn corpus() -> Vec<(PortId, Vec<u8>)> {
             .from("2001:db8::77")
             .to("2001:db8::1"),
     );
+    frames.extend(pieces());
     frames.push((
         WEB,
         arp((pod_mac(WEB), BROADCAST), 1, (pod_mac(WEB), "10.244.1.10"), ([0; 6], "169.254.1.1")),
@@ -144,6 +146,52 @@ pub fn corpus() -> Vec<(PortId, Vec<u8>)> {
         arp((neighbour_mac(77), UPLINK_MAC), 2, (neighbour_mac(77), "192.0.2.77"), (UPLINK_MAC, "192.0.2.1")),
     ));
     frames
+}
+
+/// Datagrams in pieces.
+fn pieces() -> Vec<(PortId, Vec<u8>)> {
+    let pod = |packet: Packet| (WEB, packet.link(pod_mac(WEB), GATEWAY_MAC));
+    let net = |packet: Packet| (UPLINK_PORT, packet.link(neighbour_mac(2), UPLINK_MAC));
+    let large = [7; 4000];
+    let inner = udp().from("10.244.2.11:3400").to("10.244.1.10:53").payload(&large);
+    let inner = inner.link(vtep_mac("192.0.2.2"), vtep_mac("192.0.2.1")).bytes();
+    let mut pieces = Vec::new();
+    for id in 0..4 {
+        let udp = || udp().payload(&large);
+        let packets = [
+            pod(udp().from("10.244.1.10:3400").to("10.96.0.12:53")),
+            pod(udp().from("10.244.1.10:3400").to("10.244.2.10:53")),
+            pod(udp().from("[fd00:244:1::10]:3400").to("[fd00:96::12]:53")),
+            pod(tcp().from("10.244.1.10:3400").to("10.244.1.12:5432").payload(&large)),
+            pod(ping(3400).from("10.244.1.10").to("169.254.1.1").payload(&large)),
+            pod(other(proto::SCTP).payload(&large).from("10.244.1.10").to("10.96.0.14")),
+            net(udp().from("198.51.100.7:3400").to("192.0.2.1:30053")),
+            net(udp().from("198.51.100.7:3400").to("192.0.2.1:123")),
+            net(udp().from("192.0.2.2:50000").to("192.0.2.1:4789")),
+            net(udp().from("[2001:db8::100]:3400").to("[2001:db8::1]:30053")),
+        ];
+        for (port, packet) in packets {
+            let room = [8, 16, 1000, 1400][id as usize];
+            pieces.extend(cut(&packet.bytes(), room, id).into_iter().take(6).map(|piece| (port, piece)));
+        }
+        for piece in cut(&inner, 1000, id) {
+            let outer = udp_to_tunnel().vxlan(VNI, piece);
+            pieces.push((UPLINK_PORT, outer.link(neighbour_mac(2), UPLINK_MAC).bytes()));
+        }
+    }
+    let discovery = neighbour(135, 0, "fe80::1", None).from("fd00:244:1::10").to("fe80::1");
+    pieces.push((WEB, discovery.fragment(0, true).link(pod_mac(WEB), GATEWAY_MAC).bytes()));
+    // Cut on its way: it may be.
+    let large = |to: &str| net(udp().from("198.51.100.7:3401").to(to).payload(&[7; 1472]).may_fragment());
+    for to in ["10.244.1.10:53", "192.0.2.1:30053"] {
+        let (port, packet) = large(to);
+        pieces.push((port, packet.bytes()));
+    }
+    pieces
+}
+
+fn udp_to_tunnel() -> Packet {
+    udp().from("192.0.2.2:50000").to("192.0.2.1:4789").without_checksum()
 }
 
 /// What a pod would smuggle.

@@ -74,7 +74,7 @@ fn service() -> impl Strategy<Value = Object> {
             } else {
                 [NodePort, NodePort, NodePort, HostPort]
             };
-            Frontend::new(kinds[kind], address, PORTS[port])
+            Frontend { announced: kind == 2, ..Frontend::new(kinds[kind], address, PORTS[port]) }
         },
     );
     let usable = || prop::sample::select(vec![Usable::Chosen, Usable::NotReady]);
@@ -376,12 +376,18 @@ impl Model<'_> {
                 }
             }
         }
+        let frontends = self.services().flat_map(|service| &service.ports).flat_map(|port| &port.frontends);
+        let announced: BTreeSet<Addr> =
+            frontends.filter(|frontend| frontend.announced).filter_map(|frontend| frontend.address).collect();
+        let announced = announced.into_iter().filter(|address| !local.addresses.contains(address));
         let backends = self.services().flat_map(|service| &service.ports).map(|port| port.backends.len());
         let steering = wirelane_dataplane::tables::Steering {
             vxlan_port: local.vxlan_port,
+            masquerade: None,
             node_addresses: local.addresses.clone(),
             node_ports: node_ports.into_iter().collect(),
             prefixes: prefixes.into_iter().collect(),
+            announced: announced.into_iter().collect(),
         };
         format!("{} {steering:?}", backends.sum::<usize>())
     }

@@ -59,10 +59,17 @@ fn compare(world: &World, packets: &[Packet]) -> Result<(), String> {
     for packet in packets {
         let expected = Model(world).outcomes(packet);
         scene.proto = if packet.protocol == "UDP" { proto::UDP } else { proto::TCP };
-        let way = format!("{} > {}:{}", packet.from, packet.to, packet.port);
+        let to = format!("{}:{}", packet.to, packet.port);
+        let way = format!("{} > {to}", packet.from);
         let mut found = BTreeSet::new();
         for _ in 0..TRIES {
             let outcome = scene.open(&way);
+            if expected.is_empty() {
+                let straight = ["kernel".into(), "dropped".into(), to.clone(), format!("{to} as node1")];
+                if straight.contains(&outcome) {
+                    break;
+                }
+            }
             if !expected.contains(&outcome) {
                 return Err(format!(
                     "{way}, {}: {outcome}, and not {expected:?}\nin{}",

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::world::{Endpoint, Kind, Packet, Port, Service, World};
 
-/// What may become of a packet: any one of these, and each of them.
+/// What may become of a packet: any one of these, and each of them. None: it has nothing to do with Services.
 pub type Outcomes = BTreeSet<String>;
 
 /// By what a packet has reached a Service.
@@ -36,7 +36,12 @@ impl Model<'_> {
                 .iter()
                 .find(|(_, host, protocol, _)| (*host, *protocol) == (packet.port, packet.protocol));
             if let Some((pod, _, _, port)) = host_port {
-                return one(&with_source(packet, pod, *port, packet.from == *pod));
+                return one(&with_source(
+                    packet,
+                    pod,
+                    *port,
+                    packet.from == *pod || matches!(packet.from, "host" | "node1"),
+                ));
             }
         }
         if self.is_service_address(packet.to) {
@@ -45,7 +50,7 @@ impl Model<'_> {
         if ["vip", "vip2", "vip3", "unallocated"].contains(&packet.to) {
             return one("dropped");
         }
-        one("nothing to do with Services")
+        BTreeSet::new()
     }
 
     /// The Service and the number of its port that the packet is for.
@@ -130,18 +135,16 @@ impl Model<'_> {
             // What begins on this node goes wherever it would go by way of a balancer outside.
             _ => service.external_local && !from_pod_here && !from_host,
         };
-        let endpoints = distinct(service, number);
-        let cluster = cluster_endpoints(&endpoints, self.0.zone);
-        let local = local_endpoints(&endpoints);
         let weight = |endpoint: &Endpoint| {
             let weight = service.weights.iter().find(|(who, _)| *who == endpoint.who);
             // Weights of pods: who is outside the cluster has none.
             if endpoint.node() == 0 { 1 } else { weight.map_or(1, |one| one.1) }
         };
-        let drained = |list: Vec<(Endpoint, u16)>| -> Vec<(Endpoint, u16)> {
-            list.into_iter().filter(|(endpoint, _)| weight(endpoint) > 0).collect()
-        };
-        let (cluster, local) = (drained(cluster), drained(local));
+        // Who has weight 0 is as if it were not there.
+        let mut endpoints = distinct(service, number);
+        endpoints.retain(|(endpoint, _)| weight(endpoint) > 0);
+        let cluster = cluster_endpoints(&endpoints, self.0.zone);
+        let local = local_endpoints(&endpoints);
         let chosen = if is_local { &local } else { &cluster };
         if chosen.is_empty() {
             let is_anybody = !cluster.is_empty() || !local.is_empty();
@@ -151,7 +154,7 @@ impl Model<'_> {
             let from_pod = from_pod_here || packet.from == "far";
             let masquerade = endpoint.who == packet.from
                 || match by {
-                    By::ClusterIp => !from_pod,
+                    By::ClusterIp => !from_pod && !from_host,
                     _ if service.external_local => from_host,
                     _ => true,
                 };
@@ -163,16 +166,18 @@ impl Model<'_> {
 
 /// Where a connection comes to, and as whose.
 fn with_source(packet: &Packet, who: &str, port: u16, masquerade: bool) -> String {
-    let is_here = matches!(who, "near" | "near2");
-    let in_tunnel = !is_here && who != "outside";
-    // From another of the node's addresses than that, replies of other nodes' pods would not come through the tunnel.
-    let hidden = packet.from == "node1" && in_tunnel;
-    // The host's own packets have the gateway's address already.
-    if (masquerade || hidden) && packet.from != "host" {
-        format!("{who}:{port} as gateway")
+    let from_inside = matches!(packet.from, "guest" | "near" | "host");
+    let seen_as = if who == "outside" {
+        // Nobody out there knows the way to the pods' addresses.
+        if masquerade || from_inside { "node1" } else { packet.from }
+    } else if masquerade || (packet.from == "node1" && !matches!(who, "near" | "near2")) {
+        // Masqueraded; or it goes through the tunnel, by which replies come only to addresses of the pods' range.
+        "gateway"
     } else {
-        format!("{who}:{port}")
-    }
+        packet.from
+    };
+    let is_same = seen_as == packet.from || (seen_as, packet.from) == ("gateway", "host");
+    if is_same { format!("{who}:{port}") } else { format!("{who}:{port} as {seen_as}") }
 }
 
 /// All endpoints of a port, each once: of one that is there twice, the better.
@@ -240,8 +245,8 @@ fn local_endpoints(all: &[(Endpoint, u16)]) -> Vec<(Endpoint, u16)> {
 fn is_in_ranges(from: &str, ranges: &[&str]) -> bool {
     ranges.iter().any(|range| match *range {
         "clients" => from == "client",
-        "wire" => matches!(from, "node1" | "node2"),
-        // The host's packets have an address of the pods' range.
-        _ => matches!(from, "guest" | "near" | "far" | "host"),
+        // Whatever address the host speaks from, it is the node.
+        "wire" => matches!(from, "host" | "node1" | "node2"),
+        _ => matches!(from, "guest" | "near" | "far"),
     })
 }

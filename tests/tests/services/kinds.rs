@@ -66,7 +66,9 @@ fn served_or_not() {
         rule("services without selector: endpoints outside the cluster")
             .told(service("web", "clusterIPs: [$vip]"))
             .told(slice("web", &["{addresses: [$outside], conditions: {ready: true}}"]))
-            .sends("guest > vip:80", ["outside:8080"]),
+            .sends("guest > vip:80", ["outside:8080 as node1"])
+            .sends("client > vip:80", ["outside:8080 as node1"])
+            .sends("node1 > vip:80", ["outside:8080"]),
     ]);
 }
 
@@ -139,12 +141,12 @@ fn external_ips() {
             .sends("client > external:80", ["kernel"])
             .sends("guest > vip:80", ["near:8080"]),
         rule("`externalIPs` (off by default, a switch): on")
-            .configured(|_settings| {})
+            .configured(|settings| settings.external_ips = true)
             .told(web())
             .sends("client > external:80", ["near:8080 as gateway"])
             .sends("guest > external:80", ["near:8080 as gateway"]),
         rule("externalIP of an eTP=Local service")
-            .configured(|_settings| {})
+            .configured(|settings| settings.external_ips = true)
             .told(
                 service("web", "clusterIPs: [$vip], externalIPs: [$external], externalTrafficPolicy: Local")
                     + &slice("web", &["near", "far"]),

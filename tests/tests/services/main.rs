@@ -2,8 +2,8 @@
 //!
 //! Each [`Case`] bears the words of a rule, gives manifests as one would give them to a cluster, sends packets, and says
 //! what must become of them. It runs over memory ports, in both IP families and with every protocol that its rule is
-//! about. What is not a rule about single packets is beside the tables: a naive [`model`] of all of them against random
-//! clusters, and [`spread`], which is about many packets.
+//! about. [`spread`] is about many connections at once. All rules together, of random clusters, are held to a naive
+//! model by the test beside this one, `resolution`.
 
 mod affinity;
 mod choosing;
@@ -12,6 +12,7 @@ mod kinds;
 mod none;
 mod policies;
 mod sources;
+mod spread;
 mod translation;
 
 use std::collections::BTreeSet;

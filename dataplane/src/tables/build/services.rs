@@ -23,6 +23,8 @@ pub(super) struct Frontends {
     claims: BTreeSet<Claim>,
     /// Addresses that frontends have.
     addresses: BTreeMap<Addr, Reached>,
+    /// Addresses that this node announces, each with its number of frontends.
+    announced: BTreeMap<Addr, u32>,
     /// On every address of the node.
     node_ports: BTreeSet<(u16, u8)>,
     /// Frontends to look at again.
@@ -54,10 +56,33 @@ impl Frontends {
         let before = old.map_or_else(Vec::new, |service| claims(service, &name));
         let now = new.map_or_else(Vec::new, |service| claims(service, &name));
         self.stale.extend(before.iter().chain(&now).map(|claim| claim.0));
+        self.announce(old, new);
         if before != now {
             before.iter().for_each(|claim| _ = self.claims.remove(claim));
             self.claims.extend(now);
         }
+    }
+
+    /// Which addresses this node announces is said by the Services one by one, whoever has the frontend.
+    fn announce(&mut self, old: Option<&Service>, new: Option<&Service>) {
+        let announced = |service: Option<&Service>| -> Vec<Addr> {
+            let frontends =
+                service.into_iter().flat_map(|service| &service.ports).flat_map(|port| &port.frontends);
+            frontends.filter(|frontend| frontend.announced).filter_map(|frontend| frontend.address).collect()
+        };
+        let (old, new) = (announced(old), announced(new));
+        if old == new {
+            return;
+        }
+        new.iter().for_each(|address| *self.announced.entry(*address).or_default() += 1);
+        for address in old {
+            let frontends = self.announced.entry(address).or_default();
+            *frontends -= 1;
+            if *frontends == 0 {
+                self.announced.remove(&address);
+            }
+        }
+        self.steering_changed = true;
     }
 
     /// Brings the tables up to date.
@@ -100,6 +125,11 @@ impl Frontends {
     /// Addresses that are reached from outside the cluster and are Services' own, in order.
     pub fn external(&self) -> impl Iterator<Item = Addr> + '_ {
         self.addresses.iter().filter(|(_, reached)| reached.external > 0).map(|(address, _)| *address)
+    }
+
+    /// Addresses that this node announces, in order.
+    pub fn announced(&self) -> impl Iterator<Item = Addr> + '_ {
+        self.announced.keys().copied()
     }
 
     /// Who has a frontend.

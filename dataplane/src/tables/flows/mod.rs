@@ -45,7 +45,7 @@ use free::{Pool, Pressure, Records};
 use hand::Begun;
 pub use index::FlowRef;
 use index::{Index, Refused};
-use limits::{Limit, Limits, Quota};
+use limits::{Limit, Limits, Quota, Who};
 use line::{Family, Line, Rewrite};
 #[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 pub(in crate::tables) use storage::Stored;
@@ -75,8 +75,16 @@ pub struct NewFlow {
     pub hop: (NextHop, u32),
     /// Whether a pod of this node begins it.
     pub from_pod: bool,
+    /// How many flows that are masqueraded the pod may have, if this one is; 0: any number.
+    pub masquerade_limit: u32,
     /// Whether its replies do not come by here.
     pub one_sided: bool,
+}
+
+impl NewFlow {
+    fn who(&self) -> Who {
+        Who { pod: self.from_pod, is_masqueraded: self.original.0.src != self.original.1.to.src }
+    }
 }
 
 /// Why a flow was not inserted.
@@ -240,11 +248,11 @@ impl<F: Family> FlowTable<F> {
             return Err(InsertError::Full);
         }
         let key = &new.original.0;
-        self.quota.begin(key, new.from_pod, self.seed).map_err(InsertError::Limit)?;
+        self.quota.begin(key, new.who(), new.masquerade_limit, self.seed).map_err(InsertError::Limit)?;
         let result = self.commit(share, epochs, new, reply_hash, now);
         match result {
             Ok(_) => self.count(share, 1),
-            Err(_) => self.quota.end(key, new.from_pod, self.seed),
+            Err(_) => self.quota.end(key, new.who(), self.seed),
         }
         result
     }
@@ -322,7 +330,7 @@ impl<F: Family> FlowTable<F> {
         self.for_each(|flow| {
             self.begun_in.note(flow.record());
             let line = self.line(flow);
-            self.quota.adopt(&line.key(), line.tail().is_from_pod(), self.seed);
+            self.quota.adopt(&line.key(), who(line), self.seed);
         });
         self.adopted = adopted;
     }
@@ -375,7 +383,7 @@ impl<F: Family> FlowTable<F> {
         self.index.remove(hashes[0], original);
         self.index.remove(hashes[1], original.reversed());
         let line = self.line(original);
-        self.quota.end(&line.key(), line.tail().is_from_pod(), self.seed);
+        self.quota.end(&line.key(), who(line), self.seed);
         self.count(share, u64::MAX);
         self.records_of().retire(share, epochs, original.record());
         true
@@ -404,6 +412,11 @@ impl<F: Family> FlowTable<F> {
     }
 }
 
+/// Who has begun the flow of this line, the original direction's.
+fn who<L: Line>(line: &L) -> Who {
+    Who { pod: line.tail().is_from_pod(), is_masqueraded: line.key().src != line.rewrite().to.src }
+}
+
 fn clamp(capacity: u32) -> u32 {
     const LEAST: u32 = if cfg!(any(wirelane_loom, wirelane_shuttle)) { 1 } else { 64 };
     capacity.clamp(LEAST, 1 << 29)
@@ -420,6 +433,7 @@ fn plain(original: Key) -> NewFlow {
         rules: (0, 0),
         hop: (NextHop::UNRESOLVED, 0),
         from_pod: false,
+        masquerade_limit: 0,
         one_sided: false,
     }
 }

@@ -32,6 +32,7 @@ fn translated(n: u32) -> NewFlow {
         rules: (0, 3),
         hop: (NextHop::UNRESOLVED, 0),
         from_pod: n.is_multiple_of(2),
+        masquerade_limit: 0,
         one_sided: false,
     }
 }

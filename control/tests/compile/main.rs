@@ -1,5 +1,8 @@
 //! From manifests to table objects: what the tables say for a given cluster.
 
+mod host_ports;
+mod services;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use wirelane_control::{
@@ -17,6 +20,18 @@ fn settings() -> Settings {
     }
 }
 
+/// What a cluster of these objects, all valid, wants.
+fn state(manifests: &str) -> State {
+    let mut state = State::default();
+    for reading in manifest::read(manifests, Format::Yaml) {
+        match reading {
+            Reading::Valid(object) => state.upsert(object, "test.yaml".into(), &mut Touched::default()),
+            invalid => panic!("{invalid:?}"),
+        }
+    }
+    state
+}
+
 /// A compiled cluster.
 struct Compiled {
     objects: BTreeMap<Ref, v1::Object>,
@@ -25,14 +40,15 @@ struct Compiled {
 
 impl Compiled {
     fn of(manifests: &str) -> Self {
-        let mut state = State::default();
-        for reading in manifest::read(manifests, Format::Yaml) {
-            match reading {
-                Reading::Valid(object) => state.upsert(object, "test.yaml".into(), &mut Touched::default()),
-                invalid => panic!("{invalid:?}"),
-            }
-        }
-        let (objects, problems) = compile_all(&state, settings());
+        Self::by(settings(), manifests)
+    }
+
+    fn by(settings: Settings, manifests: &str) -> Self {
+        Self::from(settings, &state(manifests))
+    }
+
+    fn from(settings: Settings, state: &State) -> Self {
+        let (objects, problems) = compile_all(state, settings);
         Self { objects, problems }
     }
 
@@ -97,11 +113,6 @@ impl Compiled {
     }
 }
 
-fn backends(port: &v1::ServicePort) -> Vec<String> {
-    let address = |bytes: &[u8]| bytes.iter().map(ToString::to_string).collect::<Vec<_>>().join(".");
-    port.backends.iter().map(|backend| format!("{}:{}", address(&backend.address), backend.port)).collect()
-}
-
 const NODES: &str = r#"
 apiVersion: v1
 kind: Node
@@ -138,6 +149,13 @@ fn nodes() {
     assert_eq!(local.pod_cidrs.iter().map(|cidr| cidr.prefix_len).collect::<Vec<_>>(), [24, 64]);
     assert_eq!(compiled.node("node2").vtep_mac, [2, 0, 0, 0, 0, 2]);
     assert_eq!(compiled.node("node3").vtep_mac, [0x02, 0x57, 192, 168, 0, 3]);
+
+    assert_eq!((local.clamp_mss, local.answer_echo, local.backend_grace_seconds), (true, true, 30));
+    let masquerade = local.masquerade.as_ref().unwrap();
+    assert_eq!((masquerade.first_port, masquerade.last_port, masquerade.per_pod), (61_000, 65_535, 0));
+    assert!(masquerade.except.is_empty());
+    let compiled = Compiled::by(Settings { masquerade: None, ..settings() }, NODES);
+    assert!(compiled.local_node().masquerade.is_none());
 
     // One tunnel over IPv6 is enough to make all packets smaller.
     let compiled = Compiled::of(&NODES.replace("address: 192.168.0.3", "address: \"fd00::3\""));
@@ -205,105 +223,6 @@ fn pods() {
         pod("b", "10.244.1.9", "").replace("name: b,", "name: b, creationTimestamp: 2024-01-01T00:00:00Z,");
     let compiled = Compiled::of(&(pod("a", "10.244.1.9", "") + &older));
     assert!(compiled.pod("x/a").is_none() && compiled.pod("x/b").is_some());
-}
-
-const WEB: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: { name: web, namespace: x }
-spec:
-  type: NodePort
-  clusterIP: 10.96.0.10
-  clusterIPs: [10.96.0.10, "fd00:96::10"]
-  sessionAffinity: ClientIP
-  ports:
-  - { name: http, port: 80, targetPort: web, nodePort: 30080 }
-  - { name: dns, port: 53, protocol: UDP, nodePort: 30053 }
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: { name: web-1, namespace: x, labels: { kubernetes.io/service-name: web } }
-addressType: IPv4
-ports: [{ name: http, port: 8080 }, { name: dns, port: 5353, protocol: UDP }]
-endpoints:
-- { addresses: [10.244.1.2], nodeName: node1, targetRef: { kind: Pod, name: web-a } }
-- { addresses: [10.244.1.3], conditions: { ready: false } }
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: { name: web-2, namespace: x, labels: { kubernetes.io/service-name: web } }
-addressType: IPv4
-ports: [{ name: http, port: 8081 }]
-endpoints:
-- { addresses: [10.244.2.2], conditions: { ready: true } }
-- { addresses: [10.244.2.2] }
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: { name: web-6, namespace: x, labels: { kubernetes.io/service-name: web } }
-addressType: IPv6
-ports: [{ name: http, port: 8080 }]
-endpoints:
-- { addresses: ["fd00::2"], conditions: { ready: false, serving: true, terminating: true } }
-- { addresses: ["fd00::3"], conditions: { ready: false, serving: false, terminating: true } }
-"#;
-
-#[test]
-fn services() {
-    let compiled = Compiled::of(WEB);
-    assert!(compiled.problems().is_empty(), "{:?}", compiled.problems());
-    let service = compiled.service("x/web");
-    assert_eq!(service.affinity_seconds, 10_800);
-    let [http, dns] = &service.ports[..] else { panic!("{service:?}") };
-    let frontends = |port: &v1::ServicePort| {
-        let each =
-            port.frontends.iter().map(|frontend| (frontend.kind(), frontend.address.len(), frontend.port));
-        each.collect::<Vec<_>>()
-    };
-    use v1::frontend::Kind::{ClusterIp, NodePort};
-    assert_eq!(frontends(http), [(ClusterIp, 4, 80), (ClusterIp, 16, 80), (NodePort, 0, 30080)]);
-    assert_eq!(frontends(dns), [(ClusterIp, 4, 53), (ClusterIp, 16, 53), (NodePort, 0, 30053)]);
-    // Ready ones of IPv4; of IPv6, where none is ready, the one that still serves while it goes.
-    let terminating = "253.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2:8080";
-    assert_eq!(backends(http), ["10.244.1.2:8080", "10.244.2.2:8081", terminating]);
-    assert_eq!((&*http.backends[0].pod, &*http.backends[0].node), ("x/web-a", "node1"));
-    assert_eq!(backends(dns), ["10.244.1.2:5353"]);
-    assert_eq!(dns.protocol(), v1::Protocol::Udp);
-}
-
-#[test]
-fn services_that_are_not_served() {
-    for (from, to) in [
-        ("clusterIP: 10.96.0.10\n  clusterIPs: [10.96.0.10, \"fd00:96::10\"]", "clusterIP: None"),
-        ("type: NodePort", "type: ExternalName\n  externalName: example.com"),
-        (
-            "name: web, namespace: x }",
-            "name: web, namespace: x, labels: { service.kubernetes.io/service-proxy-name: other } }",
-        ),
-    ] {
-        let compiled = Compiled::of(&WEB.replacen(from, to, 1));
-        assert!(compiled.object(v1::Kind::Service, "x/web").is_none(), "{to}");
-        assert!(compiled.problems().is_empty());
-    }
-}
-
-#[test]
-fn services_without_endpoints_and_with_others_addresses() {
-    let other = WEB.split("---").next().unwrap().replace("name: web", "name: web2");
-    let compiled = Compiled::of(&format!("{WEB}---{other}"));
-    assert_eq!(
-        compiled.problems(),
-        [
-            "test.yaml: Service x/web2: spec.clusterIPs[0]: 10.96.0.10 is already the address of Service x/web",
-            "test.yaml: Service x/web2: spec.clusterIPs[1]: fd00:96::10 is already the address of Service x/web",
-            "test.yaml: Service x/web2: spec.ports[0].nodePort: TCP 30080 is already a port of Service x/web",
-            "test.yaml: Service x/web2: spec.ports[0]: has no ready endpoints",
-            "test.yaml: Service x/web2: spec.ports[1].nodePort: UDP 30053 is already a port of Service x/web",
-            "test.yaml: Service x/web2: spec.ports[1]: has no ready endpoints",
-        ]
-    );
-    let service = compiled.service("x/web2");
-    assert!(service.ports.iter().all(|port| port.frontends.is_empty() && port.backends.is_empty()));
 }
 
 /// Three pods whose port "web" is 80, 8080 and not there.

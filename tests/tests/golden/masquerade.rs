@@ -1,0 +1,217 @@
+//! masquerade: what leaves the cluster from this node's pods comes from the node's own address.
+
+use wirelane_dataplane::tables::objects::Masquerade;
+use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
+use wirelane_dataplane::verdict::DropReason;
+use wirelane_tests::cluster::{API, WEB, service};
+use wirelane_tests::node::Control;
+use wirelane_tests::packet::*;
+
+use super::link::Link;
+use super::{KNOWN, NEW, Row, row};
+
+const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
+const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
+
+/// The only source port, so that every packet has one outcome.
+const PORT: u16 = 61_000;
+
+pub fn rows() -> Vec<Row> {
+    [outward(), back(), refused(), to_oneself()].into_iter().flatten().collect()
+}
+
+fn masquerade(control: &mut Control) {
+    limited(control, 0);
+}
+
+fn limited(control: &mut Control, per_pod: u32) {
+    control.change_local_node(|node| {
+        let except = ["10.0.0.0/8", "203.0.113.0/24", "fd00::/8"].map(|net| net.parse().unwrap()).to_vec();
+        node.masquerade = Some(Masquerade { except, ports: PORT..=PORT, per_pod });
+    });
+}
+
+/// A pod's first packet to the outside.
+fn syn(sport: u16, to: &str) -> Packet {
+    tcp().from("10.244.1.11:0").source_port(sport).to(to).syn()
+}
+
+/// The same from the node.
+fn from_node(packet: Packet) -> Packet {
+    packet.from("192.0.2.1:0").source_port(PORT).hop()
+}
+
+fn outward() -> Vec<Row> {
+    vec![
+        row("a pod to the outside: from the node's address, and a port of the range")
+            .told(masquerade)
+            .input(API, syn(1600, "198.51.100.7:443").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, from_node(syn(1600, "198.51.100.7:443")).to_net(254)),
+        row("a pod to the outside, UDP over IPv6")
+            .told(masquerade)
+            .input(API, udp().from("[fd00:244:1::11]:1601").to("[2001:db8:9::7]:53").from_pod(API))
+            .begins(NEW)
+            .forwards(
+                UPLINK_PORT,
+                udp().from("[2001:db8::1]:61000").to("[2001:db8:9::7]:53").hop().to_net(254),
+            ),
+        row("a pod's ping of the outside: the identifier is of the range")
+            .told(masquerade)
+            .input(API, ping(1602).from("10.244.1.11").to("198.51.100.7").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, ping(PORT).from("192.0.2.1").to("198.51.100.7").hop().to_net(254)),
+        row("a pod to another node's address leaves the cluster's network, too")
+            .told(masquerade)
+            .input(API, syn(1603, "192.0.2.2:6443").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, from_node(syn(1603, "192.0.2.2:6443")).to_net(2)),
+        row("a pod to a destination that is excepted: from its own address")
+            .told(masquerade)
+            .input(API, syn(1604, "203.0.113.9:443").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, syn(1604, "203.0.113.9:443").hop().to_net(254)),
+        row("a pod to another pod: from its own address")
+            .told(masquerade)
+            .input(API, syn(1605, "10.244.1.10:80").from_pod(API))
+            .begins(NEW)
+            .forwards(WEB, syn(1605, "10.244.1.10:80").hop().to_pod(WEB)),
+        row("a pod to a Service whose backend is outside")
+            .told(|control| {
+                masquerade(control);
+                let outside = service(
+                    "shop/outside",
+                    proto::TCP,
+                    &[("10.96.0.40", 80)],
+                    None,
+                    &[("198.51.100.7", 443)],
+                );
+                control.change(vec![outside], &[]);
+            })
+            .input(API, syn(1606, "10.96.0.40:80").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, from_node(syn(1606, "198.51.100.7:443")).to_net(254)),
+        row("from outside to a Service whose backend is outside: as the node's own")
+            .told(|control| {
+                masquerade(control);
+                let outside = service("shop/outside", proto::TCP, &[], Some(30099), &[("198.51.100.7", 443)]);
+                control.change(vec![outside], &[]);
+            })
+            .input(UPLINK_PORT, tcp().from("198.51.100.8:1607").to("192.0.2.1:30099").syn().from_net(254))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, from_node(syn(1607, "198.51.100.7:443")).to_net(254)),
+    ]
+}
+
+fn back() -> Vec<Row> {
+    let sent = |sport| from_node(syn(sport, "198.51.100.7:443"));
+    vec![
+        row("the answer from the outside: to the pod, on its own port")
+            .told(masquerade)
+            .after(API, syn(1610, "198.51.100.7:443").from_pod(API))
+            .input(
+                UPLINK_PORT,
+                tcp()
+                    .from("198.51.100.7:443")
+                    .to("192.0.2.1:61000")
+                    .flags(flag::SYN | flag::ACK)
+                    .from_net(254),
+            )
+            .via(KNOWN)
+            .forwards(
+                API,
+                tcp()
+                    .from("198.51.100.7:443")
+                    .to("10.244.1.11:1610")
+                    .flags(flag::SYN | flag::ACK)
+                    .hop()
+                    .to_pod(API),
+            ),
+        row("an error about what a pod sent to the outside")
+            .told(masquerade)
+            .after(API, syn(1611, "198.51.100.7:443").from_pod(API))
+            .input(UPLINK_PORT, time_exceeded(&sent(1611)).from("192.0.2.254").to("192.0.2.1").from_net(254))
+            .via(KNOWN)
+            .forwards(
+                API,
+                time_exceeded(&syn(1611, "198.51.100.7:443").hop())
+                    .from("192.0.2.254")
+                    .to("10.244.1.11")
+                    .hop()
+                    .to_pod(API),
+            ),
+        row("to a port of the range that no flow has: the node's")
+            .told(masquerade)
+            .input(UPLINK_PORT, tcp().from("198.51.100.7:443").to("192.0.2.1:61000").syn().from_net(254))
+            .via(TO_SERVICE)
+            .to_host(),
+    ]
+}
+
+fn refused() -> Vec<Row> {
+    vec![
+        row("every port of the range is taken for this destination")
+            .told(masquerade)
+            .after(API, syn(1620, "198.51.100.7:443").from_pod(API))
+            .input(WEB, tcp().from("10.244.1.10:1621").to("198.51.100.7:443").syn().from_pod(WEB))
+            .via(TO_POLICY)
+            .drops(DropReason::SourcePortsExhausted),
+        row("every port of the range is taken for one destination, and free for another")
+            .told(masquerade)
+            .after(API, syn(1622, "198.51.100.7:443").from_pod(API))
+            .input(API, syn(1623, "198.51.100.7:444").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, from_node(syn(1623, "198.51.100.7:444")).to_net(254)),
+        row("a pod has as many masqueraded connections as it may")
+            .told(|control| limited(control, 1))
+            .after(API, syn(1624, "198.51.100.7:443").from_pod(API))
+            .input(API, syn(1625, "198.51.100.7:444").from_pod(API))
+            .via(TO_POLICY)
+            .drops(DropReason::MasqueradeLimit),
+        row("another pod has not")
+            .told(|control| limited(control, 1))
+            .after(API, syn(1626, "198.51.100.7:443").from_pod(API))
+            .input(WEB, tcp().from("10.244.1.10:1627").to("198.51.100.7:444").syn().from_pod(WEB))
+            .begins(NEW)
+            .forwards(
+                UPLINK_PORT,
+                tcp().from("192.0.2.1:61000").to("198.51.100.7:444").syn().hop().to_net(254),
+            ),
+        row("a protocol without ports cannot be masqueraded")
+            .told(masquerade)
+            .input(API, other(47).from("10.244.1.11").to("198.51.100.7").payload(b"GRE").from_pod(API))
+            .via(TO_POLICY)
+            .drops(DropReason::SourcePortsExhausted),
+    ]
+}
+
+/// What the node says to itself, through a Service.
+fn to_oneself() -> Vec<Row> {
+    let own = |control: &mut Control| {
+        let frontends = [("10.96.0.41", 443), ("fd00:96::41", 443)];
+        let backends = [("192.0.2.1", 6443), ("2001:db8::1", 6443)];
+        control.change(vec![service("shop/own", proto::TCP, &frontends, None, &backends)], &[]);
+    };
+    let question = || tcp().from("10.244.1.1:1630").to("10.96.0.41:443").syn();
+    vec![
+        row("the node to itself, through a Service: from the router that it sees here")
+            .told(own)
+            .input(HOST_PORT, question().from_host())
+            .begins(NEW)
+            .forwards(HOST_PORT, question().from("169.254.1.1:1630").to("192.0.2.1:6443").hop().to_host()),
+        row("the node's answer to itself")
+            .told(own)
+            .after(HOST_PORT, question().from_host())
+            .input(HOST_PORT, tcp().from("192.0.2.1:6443").to("169.254.1.1:1630").syn_ack().from_host())
+            .via(KNOWN)
+            .forwards(
+                HOST_PORT,
+                tcp().from("10.96.0.41:443").to("10.244.1.1:1630").syn_ack().hop().to_host(),
+            ),
+        row("the node to itself, through a Service, IPv6")
+            .told(own)
+            .input(HOST_PORT, tcp().from("[fd00:244:1::1]:1631").to("[fd00:96::41]:443").syn().from_host())
+            .begins(NEW)
+            .forwards(HOST_PORT, tcp().from("[fe80::1]:1631").to("[2001:db8::1]:6443").syn().hop().to_host()),
+    ]
+}
