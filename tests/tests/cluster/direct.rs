@@ -70,7 +70,11 @@ fn a_client_is_answered_by_the_backends_node() {
         let mut session = nodes.client.within(|| Session::open(server, PATIENCE)).unwrap().unwrap();
         for _ in 0..50 {
             let answer = session.ask().unwrap();
-            assert_eq!((answer.name.as_str(), seen(answer.seen_as)), (FAR.name, client), "the client itself is seen");
+            assert_eq!(
+                (answer.name.as_str(), seen(answer.seen_as)),
+                (FAR.name, client),
+                "the client itself is seen"
+            );
         }
         // Segments as long as they can be: more than fits the tunnel comes back, and is sent again in smaller ones.
         upload(&nodes.client, SocketAddr::new(address, TO_FAR.node_port + SWALLOWS_ABOVE), 4 << 20);
