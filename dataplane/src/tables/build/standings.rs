@@ -57,7 +57,7 @@ impl Standings {
             self.unsettled = true;
             // Its connections shall never reach somebody else who has its address by now.
             if pods.is_anothers(backend.address, backend.pod) {
-                services.standings.remove(&id);
+                end(id, services, names);
             } else {
                 self.leave(id, backend.address, services, revision);
             }
@@ -67,9 +67,9 @@ impl Standings {
     }
 
     /// Somebody new has this address: what was there before has gone for good.
-    pub fn claim(&mut self, address: Addr, services: &mut Services) {
+    pub fn claim(&mut self, address: Addr, services: &mut Services, names: &mut Names) {
         for id in self.leaving.remove(&address).into_iter().flatten() {
-            services.standings.remove(&id);
+            end(id, services, names);
             self.unsettled = true;
         }
     }
@@ -82,10 +82,10 @@ impl Standings {
     }
 
     /// The grace of these is over, unless they have come back meanwhile.
-    pub fn end_graces(&mut self, gone: &[Gone], services: &mut Services) {
+    pub fn end_graces(&mut self, gone: &[Gone], services: &mut Services, names: &mut Names) {
         for Gone { backend, address, revision } in gone {
             if services.standing(*backend) == Standing::Leaving(*revision) {
-                services.standings.remove(backend);
+                end(*backend, services, names);
                 self.forget(*address, *backend);
                 self.unsettled = true;
             }
@@ -111,6 +111,12 @@ impl Standings {
             }
         }
     }
+}
+
+/// It has gone for good. Its name goes with it, for pods come and go, and each has another.
+fn end(backend: Id, services: &mut Services, names: &mut Names) {
+    services.standings.remove(&backend);
+    names.forget(backend);
 }
 
 /// A Service's backend, as far as its flows go.
