@@ -4,8 +4,8 @@
 use crate::batch::{Answer, Batch, Meta, flags};
 use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
-use crate::stages::hop;
 use crate::stages::forward::{self, fix_ipv4_checksum, set_checksum};
+use crate::stages::hop;
 use crate::stages::parse::LINK_GATEWAY_V6;
 use crate::tables::UPLINK_PORT;
 use crate::tables::route::NextHop;
@@ -218,7 +218,8 @@ fn error(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Result<(), DropRea
         meta.key.dst
     } else {
         let node = cx.tables.node(v6);
-        let outside = meta.in_port == UPLINK_PORT && meta.flags & (flags::DECAPPED | flags::HANDED_ON) != flags::DECAPPED;
+        let outside = meta.in_port == UPLINK_PORT
+            && meta.flags & (flags::DECAPPED | flags::HANDED_ON) != flags::DECAPPED;
         if outside || node.gateway == Addr::UNSPECIFIED { node.uplink } else { node.gateway }
     };
     let (src, dst) = ends(from, meta.key.src, meta);

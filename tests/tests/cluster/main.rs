@@ -11,7 +11,9 @@ mod objects;
 mod probe;
 mod raw;
 
+mod announced;
 mod changes;
+mod direct;
 mod endings;
 mod fragments;
 mod hostile;
