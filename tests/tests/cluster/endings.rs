@@ -75,7 +75,8 @@ fn both_idle_ends_of_a_connection_to_a_backend_that_is_gone_are_reset() {
     let bed = Bed::shaped(Shape { backend_grace: Some(1), ..Shape::default() });
     for (number, backend) in [(90, NEAR), (91, FAR)] {
         let service = Idle { number, backend };
-        bed.apply("idle.yaml", &(service.manifest() + &service.slices()));
+        bed.apply("idle.yaml", &service.manifest());
+        bed.apply("idle-slices.yaml", &service.slices());
         let any = (Ipv6Addr::UNSPECIFIED, Idle::TARGET);
         let listener = bed.pod(backend).within(|| TcpListener::bind(any)).unwrap().unwrap();
         let to_node = NODE1.addresses().map(|address| SocketAddr::new(address, service.node_port()));
@@ -85,7 +86,7 @@ fn both_idle_ends_of_a_connection_to_a_backend_that_is_gone_are_reset() {
         pairs.push(from_pod);
 
         let refused_before = bed.dropped("backend_gone");
-        bed.withdraw("idle.yaml");
+        bed.withdraw("idle-slices.yaml");
         for (client, server) in &mut pairs {
             for (end, name) in [(client, "client"), (server, "server")] {
                 let said = end.read(&mut [0; 1]).map_err(|error| error.kind());
