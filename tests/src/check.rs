@@ -111,7 +111,9 @@ fn quoted(packet: &[u8]) -> Result<(), String> {
             if !sums_up(&[header]) {
                 return Err("IPv4 header checksum".into());
             }
+            let is_fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0;
             match packet.get(header_len..total) {
+                Some(_) if is_fragment => Ok(()),
                 Some(segment) => transport(&packet[12..16], &packet[16..20], packet[9], segment),
                 None => Ok(()),
             }

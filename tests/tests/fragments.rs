@@ -2,21 +2,28 @@
 //! become whole take no more than their share.
 
 use wirelane_dataplane::batch::PortId;
+use wirelane_dataplane::clock::Now;
+use wirelane_dataplane::engine::Engine;
+use wirelane_dataplane::io::frame::FramePool;
+use wirelane_dataplane::io::memory::MemoryPort;
 use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::verdict::DropReason;
+use wirelane_dataplane::worker::{Worker, WorkerConfig};
 use wirelane_tests::check::{inner, well_formed};
 use wirelane_tests::cluster::{
     self, API, GATEWAY_MAC, UPLINK_MAC, WEB, neighbour_mac, pod_mac, service, vtep_mac,
 };
 use wirelane_tests::fragments::{cut, join};
-use wirelane_tests::node::Node;
+use wirelane_tests::node::{Control, Node};
 use wirelane_tests::packet::*;
 use wirelane_tests::random::Random;
 
 /// The payload of the largest UDP datagram that IPv4 carries, but for a few bytes.
 const LARGE: usize = 65_000;
-/// What an MTU of 1500 leaves, without the fragment header of IPv6.
+/// Payload of a piece: more than the pods' MTU takes, so that it is cut once more; and for IPv6, where nobody on the way
+/// may do that, less.
 const ROOM: usize = 1440;
+const ROOM_V6: usize = 1376;
 
 fn payload() -> Vec<u8> {
     (0..LARGE).map(|n| (n * 7 + n / 256) as u8).collect()
@@ -67,12 +74,13 @@ fn send(node: &mut Node, port: PortId, pieces: &[Vec<u8>], together: bool) -> Ve
 fn comes_whole(name: &str, port: PortId, packet: &Packet, out: PortId, expected: &Packet) {
     let mut id = 1;
     for together in [true, false] {
-        let count = cut(&packet.bytes(), ROOM, 0).len();
+        let room = if packet.is_v6() { ROOM_V6 } else { ROOM };
+        let count = cut(&packet.bytes(), room, 0).len();
         for (order, indices) in orders(count) {
             let mut node = node();
             let before = node.control.counters();
             id += 1;
-            let pieces = cut(&packet.bytes(), ROOM, id);
+            let pieces = cut(&packet.bytes(), room, id);
             let pieces: Vec<_> = indices.iter().map(|n| pieces[*n].clone()).collect();
             let sent = send(&mut node, port, &pieces, together);
             let what = format!("{name}, {order}, together: {together}");
@@ -173,6 +181,53 @@ fn a_ping_of_64_kb_is_answered_by_the_gateway() {
             send(&mut node, WEB, &pieces, true).into_iter().map(|(_, frame)| frame).collect();
         let pong = pong(5).from(to).to(from).payload(&payload()).may_fragment();
         assert!(join(&frames).unwrap() == pong.link(GATEWAY_MAC, pod_mac(WEB)).bytes());
+    }
+}
+
+/// The queues of a link may have different workers, and a network card may send a first fragment to another queue than
+/// the others: only it has ports.
+#[test]
+fn pieces_that_come_to_different_workers_are_one_datagram() {
+    let cluster = cluster::standard();
+    let mut control = Control::new(2, 4096);
+    let mut workers: Vec<Worker<MemoryPort, Engine>> = (0..2)
+        .map(|n| {
+            let engine = Engine::new(control.shared.clone(), n);
+            let pool = FramePool::in_memory(512, 4096).unwrap();
+            Worker::new(WorkerConfig::new(n), engine, pool).unwrap()
+        })
+        .collect();
+    workers.iter_mut().for_each(|worker| worker.processor.offline());
+    control.describe(&cluster);
+    for worker in &mut workers {
+        worker.processor.online();
+        for (id, _) in &cluster.ports {
+            worker.add_port(*id, MemoryPort::default()).unwrap();
+        }
+    }
+    let now = Now { tick: 1_000_000 };
+    let send = |worker: &mut Worker<MemoryPort, Engine>, frames: &[Vec<u8>]| -> Vec<Vec<u8>> {
+        let mut port = std::mem::take(worker.port_mut(WEB).unwrap());
+        assert!(frames.iter().all(|frame| port.inject(frame, &mut worker.pool)));
+        *worker.port_mut(WEB).unwrap() = port;
+        for _ in 0..10 {
+            worker.round(now);
+        }
+        let mut port = std::mem::take(worker.port_mut(API).unwrap());
+        let sent = std::iter::from_fn(|| port.sent(&mut worker.pool)).collect();
+        *worker.port_mut(API).unwrap() = port;
+        sent
+    };
+    let packet = udp().from("10.244.1.10:999").to("10.96.0.12:53").payload(&payload()).may_fragment();
+    let pieces = cut(&packet.clone().link(pod_mac(WEB), GATEWAY_MAC).bytes(), ROOM, 5);
+    assert_eq!(send(&mut workers[1], &pieces[1..]).len(), 0, "the first has not come");
+    assert_eq!(workers[1].frames_held(), pieces.len() - 1);
+    let mut frames = send(&mut workers[0], &pieces[..1]);
+    frames.extend(send(&mut workers[1], &[]));
+    let expected = packet.to("10.244.1.11:5353").hop().link(GATEWAY_MAC, pod_mac(API));
+    assert!(join(&frames).unwrap() == expected.bytes());
+    for worker in &workers {
+        assert_eq!((worker.frames_held(), worker.frames_at_hand()), (0, worker.pool.total()));
     }
 }
 

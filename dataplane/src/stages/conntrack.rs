@@ -208,8 +208,9 @@ fn track<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<Tracked, DropReason> {
-    if meta.has(flags::PLAIN) && meta.key.proto == proto::TCP && meta.l4_info & tcp::SYN != 0 {
-        // Its options are of interest to forward.
+    let is_syn = meta.key.proto == proto::TCP && meta.l4_info & tcp::SYN != 0;
+    if is_syn && cx.tables.local.as_ref().is_some_and(|local| local.clamp_mss) {
+        // Forward has to look at its options.
         meta.flags &= !flags::PLAIN;
     }
     // Of ICMP only echoes and errors have an identifier or ports that name a flow.

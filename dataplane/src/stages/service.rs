@@ -31,6 +31,9 @@ pub struct Choice {
 
 /// Sees the first packets of flows; those that may go on go on to policy.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    if waiting.new.is_empty() {
+        return;
+    }
     let tables = cx.tables;
     let mut found = [Found::Nothing; BATCH];
     for index in waiting.new.iter() {

@@ -11,6 +11,7 @@ mod objects;
 mod probe;
 mod raw;
 
+mod announced;
 mod changes;
 mod direct;
 mod endings;

@@ -7,7 +7,7 @@ use wirelane_tests::fragments::cut;
 use wirelane_tests::packet::*;
 
 use super::link::{self, Link};
-use super::{Row, row};
+use super::{KNOWN, Row, row};
 
 /// The stages that see the first fragment of a datagram that begins a flow.
 const FIRST: &[&str] = &["parse", "conntrack", "service", "policy", "fragment", "forward"];
@@ -80,6 +80,16 @@ fn follows() -> Vec<Row> {
                 let pong = pong(1906).from("169.254.1.1").to("10.244.1.10").payload(&[7; 1500]).to_pod(WEB);
                 piece(&pong, 1906, 1)
             }),
+        row("an ICMP error about a first fragment follows its flow")
+            .after(WEB, piece(&dns(1911), 1911, 0))
+            .input(API, unreachable(&got(1911), 1911).from_pod(API))
+            .via(KNOWN)
+            .forwards(WEB, unreachable(&dns(1911).hop(), 1911).hop().to_pod(WEB)),
+        row("an ICMP error about a first fragment follows its flow, IPv6")
+            .after(WEB, piece(&dns_v6(1912), 1912, 0))
+            .input(API, unreachable(&got_v6(1912), 1912).from_pod(API))
+            .via(KNOWN)
+            .forwards(WEB, unreachable(&dns_v6(1912).hop(), 1912).hop().to_pod(WEB)),
         row("an atomic fragment is none (RFC 6946)")
             .input(
                 WEB,
@@ -136,6 +146,14 @@ fn tunnel(from: &str, to: &str, inner: &[u8]) -> Packet {
 
 fn in_tunnel(inner: &Packet, id: u32, n: usize) -> Packet {
     tunnel("192.0.2.2:50000", "192.0.2.1:4789", &piece(inner, id, n)).from_net(2)
+}
+
+/// An ICMP error about the first piece of a packet, said by its destination.
+fn unreachable(about: &Packet, id: u32) -> Packet {
+    let quoted = piece(about, id, 0)[14..].to_vec();
+    let (kind, code, most) = if about.is_v6() { (1, 4, 1232) } else { (3, 3, 548) };
+    let (src, dst) = (about.source().ip().to_string(), about.destination().ip().to_string());
+    icmp(kind, code, [0; 4]).payload(&quoted[..quoted.len().min(most)]).from(&dst).to(&src)
 }
 
 /// What is not ours.
