@@ -82,9 +82,7 @@ impl Standings {
             }
         }
         let stays: HashSet<_> = externals(new).collect();
-        let has_backends =
-            old.is_some_and(|service| service.ports.iter().any(|port| !port.backends.is_empty()));
-        for frontend in externals(old).filter(|frontend| has_backends && !stays.contains(frontend)) {
+        for frontend in externals(old).filter(|frontend| !stays.contains(frontend)) {
             self.lingering.insert(frontend, revision);
             self.left.push(Left { frontend, revision });
             self.steering_changed = true;
@@ -304,12 +302,8 @@ mod tests {
     fn what_comes_to_a_frontend_that_is_gone_is_ours_for_a_while() {
         let mut built = Built::default();
         let service = |frontends: &[Frontend]| {
-            let port = ServicePort {
-                proto: proto::TCP,
-                frontends: frontends.to_vec(),
-                backends: vec![backend("shop/a")],
-                ..ServicePort::default()
-            };
+            let port =
+                ServicePort { proto: proto::TCP, frontends: frontends.to_vec(), ..ServicePort::default() };
             Object::Service(Service { name: "shop/web".into(), ports: vec![port], ..Service::default() })
         };
         let node_port = Frontend::new(FrontendKind::NodePort, None, 30080);
