@@ -19,7 +19,7 @@ use crate::kernel::host_link::HostRoutes;
 use crate::latency::Latencies;
 use crate::persist::{Saved, Saver};
 use crate::ports::{PortError, Ports, chain};
-use crate::tables::build::{Builder, Gone, PortConfig, UplinkRoutes};
+use crate::tables::build::{Builder, Gone, Left, PortConfig, UplinkRoutes};
 use crate::tables::objects::{Object, ObjectKey};
 use crate::tables::{FIRST_POD_PORT, MAX_PORTS, Node, PortKind, Steering};
 use crate::wire::Addr;
@@ -139,6 +139,8 @@ pub struct State {
     saver: Saver,
     /// Backends that are gone, in the order in which their grace ends.
     graces: VecDeque<(Instant, Vec<Gone>)>,
+    /// Frontends outside the cluster that have left, in the order in which they are forgotten.
+    farewells: VecDeque<(Instant, Vec<Left>)>,
     /// Whether the flows that an earlier process has left were looked through for backends that are gone.
     have_looked: bool,
     /// What the kernel was told, and the nodes that its routes were made of.
@@ -194,6 +196,7 @@ impl<P: Ports> Dataplane<P> {
             latencies: Latencies::default(),
             saver,
             graces: VecDeque::new(),
+            farewells: VecDeque::new(),
             have_looked: false,
             steered: None,
         };
@@ -292,15 +295,15 @@ impl<P: Ports> Dataplane<P> {
     pub fn end_graces(&self) -> Option<Instant> {
         let mut state = self.state();
         let now = Instant::now();
-        let mut over = Vec::new();
-        while state.graces.front().is_some_and(|(until, _)| *until <= now) {
-            over.extend(state.graces.pop_front().into_iter().flat_map(|(_, gone)| gone));
-        }
-        if !over.is_empty() {
-            state.builder.end_graces(over);
+        let gone = take_due(&mut state.graces, now);
+        let left = take_due(&mut state.farewells, now);
+        if !gone.is_empty() || !left.is_empty() {
+            state.builder.end_graces(gone);
+            state.builder.end_lingering(left);
             self.publish(&mut state);
         }
-        state.graces.front().map(|(until, _)| *until)
+        let next = [state.graces.front().map(|due| due.0), state.farewells.front().map(|due| due.0)];
+        next.into_iter().flatten().min()
     }
 
     /// Rung when flows may have to end.
@@ -416,15 +419,14 @@ impl<P: Ports> Dataplane<P> {
         }
         let tables = state.builder.build(&self.shared.neighbours);
         self.shared.publish(tables.clone());
-        let gone = state.builder.take_gone();
-        if !gone.is_empty() {
-            let grace = tables.local.as_ref().map_or(0, |local| local.backend_grace_seconds);
-            let until = Instant::now() + Duration::from_secs(grace.into());
-            // In order even when the grace is made shorter.
-            let at = state.graces.partition_point(|(other, _)| *other <= until);
-            state.graces.insert(at, (until, gone));
-        }
-        if tables.flows_unsettled_in == tables.revision {
+        let grace = tables.local.as_ref().map_or(0, |local| local.backend_grace_seconds);
+        let until = Instant::now() + Duration::from_secs(grace.into());
+        let (gone, left) = (state.builder.take_gone(), state.builder.take_left());
+        // Somebody has to look when they are due.
+        let is_awaited = !gone.is_empty() || !left.is_empty();
+        add_due(&mut state.graces, until, gone);
+        add_due(&mut state.farewells, until + FAREWELL, left);
+        if is_awaited || tables.flows_unsettled_in == tables.revision {
             self.bell.ring();
         }
         let is_steered = state.steered.as_ref().is_some_and(|(steering, nodes)| {
@@ -439,6 +441,26 @@ impl<P: Ports> Dataplane<P> {
             }
         }
         tables.revision
+    }
+}
+
+/// For so long after the grace what comes to a frontend that is gone is still ours, so that its clients can be told.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Everything that is due by now.
+fn take_due<T>(queue: &mut VecDeque<(Instant, Vec<T>)>, now: Instant) -> Vec<T> {
+    let mut due = Vec::new();
+    while queue.front().is_some_and(|(at, _)| *at <= now) {
+        due.extend(queue.pop_front().into_iter().flat_map(|(_, of)| of));
+    }
+    due
+}
+
+/// Something will be due then. In order even when the grace was made shorter.
+fn add_due<T>(queue: &mut VecDeque<(Instant, Vec<T>)>, at: Instant, of: Vec<T>) {
+    if !of.is_empty() {
+        let place = queue.partition_point(|(other, _)| *other <= at);
+        queue.insert(place, (at, of));
     }
 }
 

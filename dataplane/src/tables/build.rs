@@ -10,7 +10,7 @@ mod policies;
 mod services;
 mod standings;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -33,8 +33,8 @@ use objects::Objects;
 use pods::Pods;
 use policies::Isolation;
 use services::Frontends;
-pub use standings::Gone;
 use standings::Standings;
+pub use standings::{Gone, Left};
 
 /// A port as it was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,8 @@ struct Changed {
     found: Vec<(Id, Addr)>,
     /// Backends whose grace is over.
     graces: Vec<Gone>,
+    /// Frontends that nobody has to be told about any more.
+    left: Vec<Left>,
 }
 
 impl Builder {
@@ -142,7 +144,8 @@ impl Builder {
 
     /// The next revision of the tables. Shares with the one before it all that has not changed.
     pub fn build(&mut self, neighbours: &Neighbours) -> Arc<Tables> {
-        let Changed { objects: changed, ports, uplink, found, graces } = std::mem::take(&mut self.changed);
+        let Changed { objects: changed, ports, uplink, found, graces, left } =
+            std::mem::take(&mut self.changed);
         let mut next = self.current.clone();
         next.revision += 1;
         let (mut local, mut nodes, mut judgements) = (false, false, false);
@@ -190,6 +193,7 @@ impl Builder {
         for (backend, address) in found {
             self.standings.find(backend, address, &mut next.services, next.revision);
         }
+        self.standings.end_lingering(&left);
         self.standings.end_graces(&graces, &mut next.services, &mut self.names);
         self.frontends.build(&mut next.services, &self.objects, &mut self.names);
         self.pods.build(&mut next, &self.objects, &self.ports);
@@ -205,6 +209,7 @@ impl Builder {
         if std::mem::take(&mut self.standings.unsettled) {
             next.flows_unsettled_in = next.revision;
         }
+        self.frontends.steering_changed |= std::mem::take(&mut self.standings.steering_changed);
         if std::mem::take(&mut self.frontends.steering_changed) || local {
             next.steering = Arc::new(self.steering(&next.services));
         }
@@ -221,6 +226,16 @@ impl Builder {
     /// The grace of these backends is over: their connections end with the next revision.
     pub fn end_graces(&mut self, gone: Vec<Gone>) {
         self.changed.graces.extend(gone);
+    }
+
+    /// Frontends outside the cluster that have left since this was asked last: what comes to them is ours for a while yet.
+    pub fn take_left(&mut self) -> Vec<Left> {
+        self.standings.take_left()
+    }
+
+    /// What comes to these is ours no longer, from the next revision on.
+    pub fn end_lingering(&mut self, left: Vec<Left>) {
+        self.changed.left.extend(left);
     }
 
     /// Backends that have gone since this was asked last, and have their grace.
@@ -327,10 +342,19 @@ impl Builder {
         // What else comes to the node's own addresses is the kernel's.
         let external = self.frontends.external().filter(|address| !node_addresses.contains(address));
         prefixes.extend(external.map(host_prefix));
+        let mut node_ports: BTreeSet<_> =
+            self.frontends.ports_at(&node_addresses, services).into_iter().collect();
+        for (address, port, proto) in self.standings.lingering() {
+            match address {
+                Some(address) if !node_addresses.contains(address) => prefixes.push(host_prefix(*address)),
+                _ => _ = node_ports.insert((*port, *proto)),
+            }
+        }
         prefixes.sort_unstable();
+        prefixes.dedup();
         Steering {
             vxlan_port: local.map_or(0, |local| local.vxlan_port),
-            node_ports: self.frontends.ports_at(&node_addresses, services),
+            node_ports: node_ports.into_iter().collect(),
             masquerade: local.and_then(|local| Some(local.masquerade.as_ref()?.ports.clone())),
             // For its own addresses the kernel answers.
             announced: self

@@ -18,9 +18,9 @@ use wirelane_proto::v1::{
 use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, Shape, open},
+    bed::{Bed, PATIENCE, Shape, assert_refused, open},
     ends::Datagrams,
-    objects::{ALL, FAR, GUEST, HTTP, NAMESPACE, NEAR, OTHER, PodPlan},
+    objects::{ALL, FAR, GUEST, HTTP, NAMESPACE, NEAR, OTHER, PodPlan, TO_NEAR},
 };
 
 #[test]
@@ -75,7 +75,8 @@ fn both_idle_ends_of_a_connection_to_a_backend_that_is_gone_are_reset() {
     let bed = Bed::shaped(Shape { backend_grace: Some(1), ..Shape::default() });
     for (number, backend) in [(90, NEAR), (91, FAR)] {
         let service = Idle { number, backend };
-        bed.apply("idle.yaml", &(service.manifest() + &service.slices()));
+        bed.apply("idle.yaml", &service.manifest());
+        bed.apply("idle-slices.yaml", &service.slices());
         let any = (Ipv6Addr::UNSPECIFIED, Idle::TARGET);
         let listener = bed.pod(backend).within(|| TcpListener::bind(any)).unwrap().unwrap();
         let to_node = NODE1.addresses().map(|address| SocketAddr::new(address, service.node_port()));
@@ -85,7 +86,7 @@ fn both_idle_ends_of_a_connection_to_a_backend_that_is_gone_are_reset() {
         pairs.push(from_pod);
 
         let refused_before = bed.dropped("backend_gone");
-        bed.withdraw("idle.yaml");
+        bed.withdraw("idle-slices.yaml");
         for (client, server) in &mut pairs {
             for (end, name) in [(client, "client"), (server, "server")] {
                 let said = end.read(&mut [0; 1]).map_err(|error| error.kind());
@@ -94,6 +95,27 @@ fn both_idle_ends_of_a_connection_to_a_backend_that_is_gone_are_reset() {
         }
         // Each end has said where it stands, and was told.
         assert!(bed.dropped("backend_gone") >= refused_before + 6);
+    }
+}
+
+/// Of the Service itself nothing is left, and the node's kernel would have its port.
+#[test]
+fn a_connection_through_a_node_port_outlives_its_service_for_the_grace() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new();
+    let servers = NODE1.addresses().map(|address| SocketAddr::new(address, TO_NEAR.node_port));
+    let mut sessions = servers.map(|server| open(&bed.client, server));
+    let mut ask_all = || sessions.iter_mut().all(|session| session.ask().unwrap().name == NEAR.name);
+    assert!(ask_all());
+    bed.manifests.remove("endpoints.yaml");
+    bed.withdraw("services.yaml");
+    for _ in 0..10 {
+        assert!(ask_all());
+    }
+    for server in servers {
+        assert_refused(&bed.client, server);
     }
 }
 

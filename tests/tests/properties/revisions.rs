@@ -178,6 +178,10 @@ proptest! {
                     builder.set_uplink(routes);
                 }
                 Step::Build => {
+                    // What has left stays steered for a while, which is told to the builder and not to the model.
+                    builder.build(&neighbours);
+                    let left = builder.take_left();
+                    builder.end_lingering(left);
                     let tables = builder.build(&neighbours);
                     let seen = answers(&tables, &builder);
                     prop_assert_eq!(&seen, &Model { builder: &builder, uplink: &uplink }.answers());

@@ -1,10 +1,12 @@
 //! One Service's change, as the flows to its backends have to know it (see [`crate::tables::standing`]).
 
+use std::collections::BTreeMap;
+
 use hashbrown::{HashMap, HashSet};
 
 use super::names::Names;
 use super::pods::Pods;
-use crate::tables::objects::{Frontend, Service};
+use crate::tables::objects::{Frontend, FrontendKind, Service};
 use crate::tables::services::{Id, Services, backend_name, port_name};
 use crate::tables::standing::Standing;
 use crate::wire::{Addr, proto};
@@ -18,6 +20,23 @@ pub(super) struct Standings {
     gone: Vec<Gone>,
     /// Whether there may be flows that cannot go on, for another reason than before.
     pub unsettled: bool,
+    /// Frontends outside the cluster that are no Service's any more, with the revision in which they went. Connections to
+    /// them go on, or are to be told: what comes to them is still ours.
+    lingering: BTreeMap<External, u64>,
+    /// Those since somebody asked.
+    left: Vec<Left>,
+    /// Whether there are others than before.
+    pub steering_changed: bool,
+}
+
+/// An address outside the cluster (of node ports: none), with port and protocol.
+type External = (Option<Addr>, u16, u8);
+
+/// A frontend outside the cluster that is no Service's any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    frontend: External,
+    revision: u64,
 }
 
 /// A backend that has gone, and still has its grace.
@@ -62,6 +81,12 @@ impl Standings {
                 self.leave(id, backend.address, services, revision);
             }
         }
+        let stays: HashSet<_> = externals(new).collect();
+        for frontend in externals(old).filter(|frontend| !stays.contains(frontend)) {
+            self.lingering.insert(frontend, revision);
+            self.left.push(Left { frontend, revision });
+            self.steering_changed = true;
+        }
         let before: HashSet<_> = datagram_frontends(old).collect();
         self.unsettled |= datagram_frontends(new).any(|frontend| !before.contains(&frontend));
     }
@@ -95,6 +120,26 @@ impl Standings {
     /// Those whose grace has begun since this was asked last.
     pub fn take_gone(&mut self) -> Vec<Gone> {
         std::mem::take(&mut self.gone)
+    }
+
+    /// Frontends that have left since this was asked last.
+    pub fn take_left(&mut self) -> Vec<Left> {
+        std::mem::take(&mut self.left)
+    }
+
+    /// What comes to these is ours no longer, unless they have come back and left again.
+    pub fn end_lingering(&mut self, left: &[Left]) {
+        for Left { frontend, revision } in left {
+            if self.lingering.get(frontend) == Some(revision) {
+                self.lingering.remove(frontend);
+                self.steering_changed = true;
+            }
+        }
+    }
+
+    /// Frontends outside the cluster that are no Service's any more, and what comes to which is still ours.
+    pub fn lingering(&self) -> impl Iterator<Item = &External> {
+        self.lingering.keys()
     }
 
     fn leave(&mut self, backend: Id, address: Addr, services: &mut Services, revision: u64) {
@@ -144,6 +189,15 @@ fn backends<'a>(
     all.into_iter()
 }
 
+/// Where a Service is reached from outside the cluster.
+fn externals(service: Option<&Service>) -> impl Iterator<Item = External> + '_ {
+    let ports = service.into_iter().flat_map(|service| &service.ports);
+    ports.flat_map(|port| {
+        let outside = port.frontends.iter().filter(|frontend| frontend.kind != FrontendKind::ClusterIp);
+        outside.map(|frontend| (frontend.address, frontend.port, port.proto))
+    })
+}
+
 /// Where a Service is reached other than by TCP.
 fn datagram_frontends(service: Option<&Service>) -> impl Iterator<Item = (u8, Option<Addr>, u16)> + '_ {
     let ports = service.into_iter().flat_map(|service| &service.ports);
@@ -158,7 +212,9 @@ mod tests {
     use super::super::Builder;
     use super::Gone;
     use crate::tables::neighbours::Neighbours;
-    use crate::tables::objects::{Backend, Object, ObjectKey, Pod, Service, ServicePort};
+    use crate::tables::objects::{
+        Backend, Frontend, FrontendKind, Object, ObjectKey, Pod, Service, ServicePort,
+    };
     use crate::tables::services::{backend_name, port_name};
     use crate::tables::standing::Standing;
     use crate::wire::{Addr, proto};
@@ -240,6 +296,34 @@ mod tests {
         built.backends(&[backend("shop/b")]);
         assert_eq!(built.standing(&it), (Standing::Gone, true));
         assert_eq!(built.standing(&backend("shop/b")), (Standing::Serving, false));
+    }
+
+    #[test]
+    fn what_comes_to_a_frontend_that_is_gone_is_ours_for_a_while() {
+        let mut built = Built::default();
+        let service = |frontends: &[Frontend]| {
+            let port =
+                ServicePort { proto: proto::TCP, frontends: frontends.to_vec(), ..ServicePort::default() };
+            Object::Service(Service { name: "shop/web".into(), ports: vec![port], ..Service::default() })
+        };
+        let node_port = Frontend::new(FrontendKind::NodePort, None, 30080);
+        let balancer = Frontend::new(FrontendKind::LoadBalancer, Some(Addr::v4([198, 51, 100, 10])), 80);
+        let steered = |built: &mut Built| {
+            let steering = built.0.build(&Neighbours::default()).steering.clone();
+            (steering.node_ports.len(), steering.prefixes.len())
+        };
+        built.0.change(vec![service(&[node_port.clone(), balancer.clone()])], &[]);
+        assert_eq!(steered(&mut built), (1, 1));
+        built.0.change(vec![service(&[node_port])], &[]);
+        assert_eq!(steered(&mut built), (1, 1));
+        let first = built.0.take_left();
+        built.0.change(vec![], &[ObjectKey::Service("shop/web".into())]);
+        assert_eq!(steered(&mut built), (1, 1));
+        built.0.end_lingering(first);
+        assert_eq!(steered(&mut built), (1, 0));
+        let second = built.0.take_left();
+        built.0.end_lingering(second);
+        assert_eq!(steered(&mut built), (0, 0));
     }
 
     #[test]
