@@ -59,7 +59,7 @@ fn compare(world: &World, packets: &[Packet]) -> Result<(), String> {
     for packet in packets {
         let expected = Model(world).outcomes(packet);
         scene.proto = if packet.protocol == "UDP" { proto::UDP } else { proto::TCP };
-        let to = format!("{}:{}", packet.to, packet.port);
+        let to = format!("{}:{}", packet.to.replace("gateway1", "gateway"), packet.port);
         let way = format!("{} > {to}", packet.from);
         let mut found = BTreeSet::new();
         for _ in 0..TRIES {

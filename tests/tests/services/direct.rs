@@ -103,7 +103,8 @@ fn a_client_is_answered_by_the_node_of_its_backend_from_the_address_that_it_has_
     each(|v6, protocol| {
         let mut pair = Pair::new(v6, protocol, &web("", &["far"]));
         for to in ["lb:80", "node1:30080"] {
-            let (to, client) = (pair.first.end(to), SocketAddr::new(pair.first.address("client"), pair.first.new_port()));
+            let (to, client) =
+                (pair.first.end(to), SocketAddr::new(pair.first.address("client"), pair.first.new_port()));
             let first = pair.first.first(client, to);
             let arrived = pair.send(&first);
             let [Arrived { port: FIRST_POD_PORT, frame }] = &arrived[..] else { panic!("{arrived:?}") };
@@ -212,8 +213,11 @@ fn nothing_is_handed_on_twice() {
 fn a_node_hands_on_nothing_but_clients_packets_to_such_addresses() {
     each(|v6, protocol| {
         let mut pair = Pair::new(v6, protocol, &web("", &["far"]));
-        let plain = node_port_service("plain", "type: LoadBalancer, clusterIPs: [$vip2]").replace("30080", "30081");
-        pair.apply(&(plain + "status: {loadBalancer: {ingress: [{ip: $lb2}]}}\n" + &slice("plain", &["far"])));
+        let plain =
+            node_port_service("plain", "type: LoadBalancer, clusterIPs: [$vip2]").replace("30080", "30081");
+        pair.apply(
+            &(plain + "status: {loadBalancer: {ingress: [{ip: $lb2}]}}\n" + &slice("plain", &["far"])),
+        );
         let refused = [
             ("client", "vip:80", "a ClusterIP"),
             ("client", "lb2:80", "a Service without direct return"),
@@ -262,7 +266,12 @@ fn a_packet_that_is_too_big_for_the_tunnel_comes_back() {
     let sent = pair.first.pass(UPLINK_PORT, &frame);
     let [(UPLINK_PORT, told)] = &sent[..] else { panic!("{sent:?}") };
     // Fragmentation needed, and the tunnel's MTU.
-    assert_eq!((told[34], told[35], &told[40..42]), (3, 4, &1450u16.to_be_bytes()[..]), "{}", check::summary(told));
+    assert_eq!(
+        (told[34], told[35], &told[40..42]),
+        (3, 4, &1450u16.to_be_bytes()[..]),
+        "{}",
+        check::summary(told)
+    );
     assert_eq!(Pair::dropped(&pair.first, "too_big"), 1);
 }
 
