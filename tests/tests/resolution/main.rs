@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
+use wirelane_control::compile::Settings;
 use wirelane_tests::packet::proto;
 use wirelane_tests::scene::{Scene, settings};
 
@@ -53,13 +54,14 @@ fn check(v6: bool) {
 }
 
 fn compare(world: &World, packets: &[Packet]) -> Result<(), String> {
-    let mut scene = Scene::on(1, world.v6, proto::TCP, settings(1));
+    let settings = Settings { external_ips: world.external_ips, ..settings(1) };
+    let mut scene = Scene::on(1, world.v6, proto::TCP, settings);
     let yaml = world.yaml();
     scene.apply(&yaml);
     for packet in packets {
         let expected = Model(world).outcomes(packet);
         scene.proto = if packet.protocol == "UDP" { proto::UDP } else { proto::TCP };
-        let to = format!("{}:{}", packet.to, packet.port);
+        let to = format!("{}:{}", packet.to.replace("gateway1", "gateway"), packet.port);
         let way = format!("{} > {to}", packet.from);
         let mut found = BTreeSet::new();
         for _ in 0..TRIES {
