@@ -54,6 +54,8 @@ pub struct Shape {
     pub prefix: &'static str,
     /// Seconds for which connections to a backend that is gone go on; without, longer than the test.
     pub backend_grace: Option<u32>,
+    /// More of the control process's configuration, as TOML.
+    pub control: &'static str,
 }
 
 impl Bed {
