@@ -9,8 +9,9 @@
 //! | [`compile`] | from state to the dataplane's table objects: pure |
 //! | [`push`] | the difference to the dataplane, one transaction after another |
 //!
-//! [`reconcile`] is the loop over the first three. Beside them, [`attach`] makes the links of pods, [`rpc`] answers on the
-//! control socket, [`config`] reads the configuration, and [`problem`] holds what any of them had to refuse.
+//! [`reconcile`] is the loop over the first three, with [`pools`], which gives load balancers their addresses. Beside them,
+//! [`attach`] makes the links of pods, [`rpc`] answers on the control socket, [`health`] answers load balancers, [`config`]
+//! reads the configuration, and [`problem`] holds what any of them had to refuse.
 
 pub mod attach;
 pub mod compile;

@@ -50,7 +50,7 @@ struct Inner {
 pub struct Freshness {
     /// Since when something has not been known to be live; `None`: all is.
     pub pending_since: Option<Instant>,
-    /// When all was last known to have become live.
+    /// When all was last known to be live.
     pub updated: Option<SystemTime>,
 }
 

@@ -218,3 +218,30 @@ async fn a_refused_policy_still_isolates() {
     setup.live(second).await;
     assert!(setup.held().is_empty() && setup.problems.list().is_empty());
 }
+
+#[tokio::test]
+async fn what_is_not_known_to_be_live_has_been_pending_for_a_time() {
+    let mut setup = Setup::new();
+    let from_the_start = setup.desired.freshness();
+    assert!(from_the_start.pending_since.is_some() && from_the_start.updated.is_none());
+    let generation = setup.desired.change(change([service("web", 1)]));
+    assert_eq!(setup.desired.freshness(), from_the_start, "the oldest change counts");
+
+    let dataplane = setup.start_dataplane();
+    setup.live(generation).await;
+    let live = setup.desired.freshness();
+    assert!(live.pending_since.is_none() && live.updated.is_some());
+    // No news is nothing that could be pending.
+    setup.desired.change(change([service("web", 1)]));
+    assert!(setup.desired.freshness().pending_since.is_none());
+
+    drop(dataplane);
+    let away = setup.link.wait_for(|link| !link.is_connected);
+    tokio::time::timeout(Duration::from_secs(10), away).await.expect("never away").unwrap();
+    let away = setup.desired.freshness();
+    assert!(away.pending_since.is_some() && away.updated >= live.updated);
+
+    let _dataplane = setup.start_dataplane();
+    setup.live(generation).await;
+    until("all is live again", || setup.desired.freshness().pending_since.is_none()).await;
+}

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
+
 use crate::batch::Key;
 use crate::clock::Now;
 use crate::dataplane::Dataplane;
@@ -45,9 +47,9 @@ impl Housekeeper {
             prober: Prober::new(dataplane.shared().clone())?,
             random: RandomState::new(),
             settled: 0,
-            rounds: 0,
             not_before: Instant::now(),
-            next_round: None,
+            asked: HashMap::new(),
+            next_round: Instant::now(),
         };
         // Weak, since the dataplane is to end before what keeps its house.
         let dataplane = Arc::downgrade(dataplane);
@@ -129,11 +131,12 @@ struct Keeping {
     random: RandomState,
     /// The revision whose flows have been gone through.
     settled: u64,
-    /// How often ends are to be asked yet, and when next.
-    rounds: u32,
-    next_round: Option<Instant>,
     /// The end of the rest.
     not_before: Instant,
+    /// The ends that have not been told yet, and how often each was asked.
+    asked: HashMap<Key, u32>,
+    /// When they are asked next.
+    next_round: Instant,
 }
 
 impl Keeping {
@@ -150,37 +153,43 @@ impl Keeping {
         let next_grace = dataplane.end_graces();
         let tables = dataplane.shared().tables();
         let began = Instant::now();
-        let is_news = tables.flows_unsettled_in > self.settled;
-        if is_news {
-            self.rounds = ROUNDS;
-        }
-        if is_news || self.next_round.is_some_and(|next| next <= began) {
-            self.rounds = self.rounds.saturating_sub(1);
-            let (mut ends, mut left) = (0, PROBES);
+        let is_round = self.is_anybody_left() && self.next_round <= began;
+        if is_round || tables.flows_unsettled_in > self.settled {
+            // However often backends go, an end is asked so often, and then no more.
+            let asks = self.next_round <= began;
+            let mut left = if asks { PROBES } else { 0 };
+            let mut asked = HashMap::new();
             endings::unsettle(dataplane.shared(), &tables, |found| {
-                ends += found.len();
-                for end in found.iter().take(left) {
-                    self.ask(end, dataplane);
+                for end in found {
+                    let mut times = self.asked.get(end).copied().unwrap_or(0);
+                    if times < ROUNDS && left > 0 {
+                        self.ask(end, times, dataplane);
+                        (times, left) = (times + 1, left - 1);
+                    }
+                    asked.insert(*end, times);
                 }
-                left = left.saturating_sub(found.len());
                 std::thread::sleep(BREATH);
             });
+            self.asked = asked;
             self.settled = tables.flows_unsettled_in;
             let now = Instant::now();
-            self.next_round = (ends > 0 && self.rounds > 0).then(|| now + BETWEEN_ROUNDS);
             self.not_before = now + REST.max(RESTS * (now - began));
-            if ends > 0 {
-                tracing::debug!(
-                    ends,
-                    "ends of connections whose backend is gone, and that have not been told"
-                );
+            if asks {
+                self.next_round = now + BETWEEN_ROUNDS;
             }
         }
-        [next_grace, self.next_round].into_iter().flatten().min()
+        let next_round = self.is_anybody_left().then_some(self.next_round);
+        [next_grace, next_round].into_iter().flatten().min()
     }
 
-    fn ask<P: Ports>(&mut self, end: &Key, dataplane: &Dataplane<P>) {
-        let random = self.random.hash_one((end, self.rounds));
+    /// Whether an end is to be asked once more.
+    fn is_anybody_left(&self) -> bool {
+        self.asked.values().any(|times| *times < ROUNDS)
+    }
+
+    fn ask<P: Ports>(&mut self, end: &Key, times: u32, dataplane: &Dataplane<P>) {
+        // Each time elsewhere in the sequence space.
+        let random = self.random.hash_one((end, times));
         if let Some((port, frame)) = self.prober.probe(end, random, Now::read()) {
             // The next round tries again.
             let _ = dataplane.ports().send(port, &frame);

@@ -103,7 +103,7 @@ fn holds(
     let field = format!("{}.hostPort", port.field);
     let refuse = |reason: String| fault(Kind::Pod, &pod.name, stored, &field, reason);
     if let HostIp::One(address) = port.host
-        && (address.is_loopback() || address.is_multicast())
+        && !port.host.is_reachable()
     {
         let reason = format!("{address} is an address that no packet comes to a node with");
         problems.push(note(Kind::Pod, &pod.name, stored, &format!("{}.hostIP", port.field), reason));

@@ -10,7 +10,7 @@ use wirelane_proto::v1;
 
 use super::{Change, Ref, Settings, address_bytes, cidr, fault, identities::Identities, note, problem};
 use crate::{
-    model::{Kind, Mac, Name, Node},
+    model::{Fault, Kind, Mac, Name, Node},
     problem::{Problem, Severity},
     state::{State, Stored, Traits},
 };
@@ -100,7 +100,10 @@ pub(super) fn compile_pod(state: &State, identities: &Identities, name: &Name, c
         return change.take_away(at, Vec::new());
     };
     let pod = &stored.object;
-    let mut problems = Vec::new();
+    let weight_fault = pod.weight_fault.iter();
+    let mut problems: Vec<_> = weight_fault
+        .map(|Fault { field, reason }| fault(Kind::Pod, name, stored, field, reason.clone()))
+        .collect();
     let mut addresses = Vec::new();
     for (i, address) in state.pod_addresses(pod).into_iter().enumerate() {
         match state.pod_holder(address) {

@@ -71,8 +71,8 @@ impl<'a> Annotations<'a> {
     }
 
     /// The weight of a pod, where it says one.
-    pub(super) fn weight(&self, faults: &mut Faults) -> Option<u32> {
-        faults.take(weight(WEIGHT, self.text(WEIGHT)?))
+    pub(super) fn weight(&self) -> Option<Result<u32, Fault>> {
+        Some(weight(WEIGHT, self.text(WEIGHT)?))
     }
 
     pub(super) fn weights(&self, faults: &mut Faults) -> Weights {

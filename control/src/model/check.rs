@@ -95,10 +95,22 @@ pub(super) fn port(field: impl fmt::Display, value: i32) -> Result<u16, Fault> {
 pub(super) fn address(field: impl fmt::Display, value: &str) -> Result<IpAddr, Fault> {
     match value.parse::<IpAddr>() {
         Err(_) => Err(Fault::new(field, format!("\"{value}\" is not an IP address"))),
-        Ok(address) if address.is_unspecified() || address.is_loopback() || address.is_multicast() => {
-            Err(Fault::new(field, format!("{address} is not the address of a host")))
+        Ok(address) if is_of_host(address) => Ok(address),
+        Ok(address) => Err(Fault::new(field, format!("{address} is not the address of a host"))),
+    }
+}
+
+/// Whether packets can carry an address between hosts.
+pub(super) fn is_of_host(address: IpAddr) -> bool {
+    match address {
+        // RFC 6890: "this network", loopback, multicast and reserved.
+        IpAddr::V4(address) => !matches!(address.octets(), [0 | 127 | 224.., ..]),
+        IpAddr::V6(address) => {
+            !(address.is_unspecified()
+                || address.is_loopback()
+                || address.is_multicast()
+                || address.to_ipv4_mapped().is_some())
         }
-        Ok(address) => Ok(address),
     }
 }
 

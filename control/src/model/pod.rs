@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use super::{
     Created, Invalid, Kind, Labels, Name, Protocol,
     annotations::Annotations,
-    check::{self, Faults},
+    check::{self, Fault, Faults},
 };
 
 /// A pod.
@@ -32,6 +32,8 @@ pub struct Pod {
     pub host_ports: Vec<HostPort>,
     /// Its weight as a backend, where an annotation says one.
     pub weight: Option<u32>,
+    /// What is wrong with that annotation: no reason for the pod to go without a network.
+    pub weight_fault: Option<Fault>,
 }
 
 /// A port of a node that leads to a pod on it.
@@ -75,6 +77,14 @@ impl HostIp {
         }
     }
 
+    /// Whether packets can come with such an address from elsewhere.
+    pub fn is_reachable(self) -> bool {
+        match self {
+            Self::Any | Self::AnyOf { .. } => true,
+            Self::One(address) => check::is_of_host(address),
+        }
+    }
+
     /// Whether there may be such an address in a family.
     pub fn is_of(self, ipv4: bool) -> bool {
         match self {
@@ -84,12 +94,12 @@ impl HostIp {
         }
     }
 
-    fn parse(field: &str, text: Option<&str>) -> Result<Self, check::Fault> {
+    fn parse(field: &str, text: Option<&str>) -> Result<Self, Fault> {
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Self::Any) };
         match text.parse::<IpAddr>() {
             Ok(address) if address.is_unspecified() => Ok(Self::AnyOf { is_ipv4: address.is_ipv4() }),
             Ok(address) => Ok(Self::One(address)),
-            Err(_) => Err(check::Fault::new(field, format!("\"{text}\" is not an IP address"))),
+            Err(_) => Err(Fault::new(field, format!("\"{text}\" is not an IP address"))),
         }
     }
 }
@@ -143,7 +153,8 @@ impl TryFrom<k8s::Pod> for Pod {
             }
         }
 
-        let weight = Annotations::new(&pod.metadata.annotations).weight(&mut faults);
+        let weight = Annotations::new(&pod.metadata.annotations).weight().transpose();
+        let (weight, weight_fault) = weight.map_or_else(|fault| (None, Some(fault)), |weight| (weight, None));
         let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         faults.finish(Self {
             name,
@@ -155,6 +166,7 @@ impl TryFrom<k8s::Pod> for Pod {
             named_ports,
             host_ports,
             weight,
+            weight_fault,
         })
     }
 }

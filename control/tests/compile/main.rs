@@ -218,6 +218,19 @@ fn pods() {
     let identities = compiled.objects.keys().filter(|at| at.kind == v1::Kind::Identity).count();
     assert_eq!(identities, 3);
 
+    // A pod is not to go without a network for a weight.
+    let weighed = |weight: &str| {
+        let annotations = format!("name: a, annotations: {{ wirelane.io/weight: \"{weight}\" }},");
+        let compiled = Compiled::of(&pod("a", "10.244.1.9", "").replace("name: a,", &annotations));
+        assert!(compiled.pod("x/a").is_some());
+        compiled.problems()
+    };
+    assert_eq!(weighed("256"), [""; 0]);
+    assert_eq!(
+        weighed("257"),
+        ["test.yaml: Pod x/a: metadata.annotations[wirelane.io/weight]: \"257\" is not in 0..256"]
+    );
+
     // The older of two keeps the address.
     let older =
         pod("b", "10.244.1.9", "").replace("name: b,", "name: b, creationTimestamp: 2024-01-01T00:00:00Z,");

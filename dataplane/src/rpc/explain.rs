@@ -6,6 +6,7 @@ use wirelane_proto::v1::explain_service_response::{Method, Origin as OriginMessa
 
 use super::convert::{Invalid, backend_message, filter_address, frontend_message, port, protocol};
 use crate::batch::Key;
+use crate::clock::Now;
 use crate::dataplane::{Dataplane, State};
 use crate::ports::Ports;
 use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Service, ServicePort};
@@ -91,9 +92,16 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
         Ok(selection) => {
             explained.outcome = Outcome::Chosen.into();
             explained.local = selection.local;
+            let lifetime = question.client.and_then(|_| port.affinity());
+            let kept = lifetime.and_then(|lifetime| {
+                let affinity = &dataplane.shared().affinity;
+                affinity.recall(&client, port.id, selection.backends, Now::read().tick, lifetime)
+            });
             let is_sure =
                 port.is_hashed() && question.client.is_some() && (sport != 0 || port.affinity().is_some());
-            if is_sure {
+            if let Some(kept) = kept {
+                chances.push((kept.id, 1.0));
+            } else if is_sure {
                 let hash = maglev::hash(&client, if port.affinity().is_some() { 0 } else { sport });
                 let chosen = selection.backends.choose(hash);
                 chances.extend(chosen.map(|backend| (backend.id, 1.0)));
@@ -101,7 +109,12 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
                 let shares = selection.backends.shares();
                 chances.extend(selection.backends.list().iter().map(|backend| backend.id).zip(shares));
             }
-            explained.method = if port.is_hashed() { Method::ByHash } else { Method::ByChance }.into();
+            let method = match (kept, port.is_hashed()) {
+                (Some(_), _) => Method::ByAffinity,
+                (None, true) => Method::ByHash,
+                (None, false) => Method::ByChance,
+            };
+            explained.method = method.into();
         }
     }
     let Some((service, of, _)) = owner else { return explained };
@@ -115,6 +128,7 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
             let is_tunnelled = matches!(tables.route(&backend.address), Some(Route::Tunnel(_)));
             let is_direct = selection.as_ref().is_ok_and(|selection| !selection.local)
                 && port.is_direct(kind, origin)
+                && question.client.is_none_or(|client| tables.is_outside(&client))
                 && (is_local || is_tunnelled);
             let masquerade = selection.as_ref().is_ok_and(|selection| selection.masquerade) && !is_direct;
             v1::ExplainedBackend {

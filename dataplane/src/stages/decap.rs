@@ -5,7 +5,6 @@ use crate::io::frame::Frame;
 use crate::path::{Context, Waiting};
 use crate::stages::parse::{self, Parsed};
 use crate::stages::quick::{self, Quick};
-use crate::tables::route::Route;
 use crate::tables::{Node, Tables};
 use crate::verdict::DropReason;
 use crate::wire::udp::{self, Udp};
@@ -93,8 +92,5 @@ fn is_handed_on(meta: &Meta, number: u16, tables: &Tables) -> bool {
     } else {
         tables.services.is_handed_on(&meta.key, to_sender)
     };
-    is_frontend
-        && tables.node_by_address.find(src).is_none()
-        && !tables.is_within(src)
-        && matches!(tables.route(src), None | Some(Route::OnLink | Route::Gateway(_)))
+    is_frontend && tables.is_outside(src)
 }

@@ -2,9 +2,9 @@
 //!
 //! What only has to come back to this node goes behind its gateway address, which other nodes send through the tunnel.
 //! What leaves the cluster from this node's pods goes behind the node's own address, since nobody outside knows the way
-//! to a pod; there the node's own connections are, too, so that these get ports of a range of their own. And what the node
-//! says to itself, through a Service, comes from the router that its kernel sees here: from itself it would take nothing
-//! that comes from elsewhere.
+//! to a pod; there the node's own connections are, too, so that these get ports of a range of their own. And what a Service
+//! brings to the node itself comes from the router that its kernel sees here, if the kernel would answer the client past
+//! us, or is the client: what comes from elsewhere, and from itself, it does not take.
 //!
 //! That no two flows' replies look the same is the flow table's to say, which takes a reply's key once. Here the ports
 //! are tried from one on that the connection's hash chooses, through the whole range: if none is found, none was free.
@@ -15,7 +15,7 @@ use crate::stages::service::Choice;
 use crate::tables::flows::FlowTable;
 use crate::tables::flows::line::Family;
 use crate::tables::route::{Hop, NextHop};
-use crate::tables::{HOST_PORT, Tables};
+use crate::tables::{HOST_PORT, Tables, UPLINK_PORT};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, proto};
 
@@ -44,7 +44,10 @@ impl Source {
         let (src, node) = (meta.key.src, tables.node(meta.has(flags::V6)));
         let any_port =
             Source { address: src, limit: 0, keeps_port: true, first: UNPRIVILEGED, last: u16::MAX };
-        if meta.has(flags::FROM_HOST) && next == NextHop::port(HOST_PORT) {
+        let is_answered_here = !choice.masquerade
+            && !meta.has(flags::FROM_HOST)
+            && (meta.in_port != UPLINK_PORT || meta.has(flags::DECAPPED));
+        if choice.ids != (0, 0) && next == NextHop::port(HOST_PORT) && !is_answered_here {
             let router = if meta.has(flags::V6) { Addr(LINK_GATEWAY_V6) } else { Addr::v4(LINK_GATEWAY_V4) };
             return Ok(Source { address: router, ..any_port });
         }

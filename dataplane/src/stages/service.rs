@@ -31,6 +31,9 @@ pub struct Choice {
 
 /// Sees the first packets of flows; those that may go on go on to policy.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    if waiting.new.is_empty() {
+        return;
+    }
     let tables = cx.tables;
     let mut found = [Found::Nothing; BATCH];
     for index in waiting.new.iter() {
@@ -130,11 +133,8 @@ fn backend(
         masquerade: selection.masquerade || backend.address == meta.key.src,
         hand_on: None,
     };
-    Ok(if port.is_direct(kind, origin) && !selection.local {
-        direct_return(choice, meta, cx)
-    } else {
-        choice
-    })
+    let is_direct = port.is_direct(kind, origin) && !selection.local && cx.tables.is_outside(&meta.key.src);
+    Ok(if is_direct { direct_return(choice, meta, cx) } else { choice })
 }
 
 /// The same choice, so that the client is answered by the backend's own node. If that is this one, there is nobody to come

@@ -5,7 +5,6 @@
 //! the flows, and not only in the flows: it is to outlive a client's connections. There is room for
 //! [`CLIENTS`]; if they are more, those go who have not come for longest.
 
-#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 use std::io;
 #[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 use std::path::Path;
@@ -50,6 +49,17 @@ impl Affinity {
         let contents = Contents { magic: *b"wl-affin", version: 1, family: 0, capacity };
         let (memory, seed, found) = FlowFile::open(path, contents, seed)?;
         Ok((Affinity(Recent::over(memory, seed)), found))
+    }
+}
+
+#[cfg(any(wirelane_loom, wirelane_shuttle))]
+impl Affinity {
+    /// Nobody.
+    ///
+    /// # Errors
+    /// Never.
+    pub fn new(seed: u64) -> io::Result<Affinity> {
+        Ok(Affinity(Recent::new(CLIENTS, seed)))
     }
 }
 

@@ -157,7 +157,7 @@ impl Builder {
                     let had = old.map_or(&[][..], |pod| &pod.addresses);
                     let has = new.map_or(&[][..], |pod| &pod.addresses);
                     for address in has.iter().filter(|address| !had.contains(address)) {
-                        self.standings.claim(*address, &mut next.services);
+                        self.standings.claim(*address, &mut next.services, &mut self.names);
                     }
                     judgements = true;
                 }
@@ -190,7 +190,7 @@ impl Builder {
         for (backend, address) in found {
             self.standings.find(backend, address, &mut next.services, next.revision);
         }
-        self.standings.end_graces(&graces, &mut next.services);
+        self.standings.end_graces(&graces, &mut next.services, &mut self.names);
         self.frontends.build(&mut next.services, &self.objects, &mut self.names);
         self.pods.build(&mut next, &self.objects, &self.ports);
         self.isolation.build(&mut next.policies, &self.objects);

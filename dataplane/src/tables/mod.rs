@@ -221,6 +221,13 @@ impl Tables {
         node.pods.contains(addr) || *addr == node.uplink || *addr == node.gateway
     }
 
+    /// Whether an address is nobody's of the cluster: no node's, no pod's and no Service's.
+    pub fn is_outside(&self, addr: &Addr) -> bool {
+        self.node_by_address.find(addr).is_none()
+            && !self.is_within(addr)
+            && matches!(self.route(addr), None | Some(Route::OnLink | Route::Gateway(_)))
+    }
+
     /// A port that is open.
     #[inline(always)]
     pub fn port(&self, id: PortId) -> Option<&Port> {

@@ -13,6 +13,7 @@ mod raw;
 
 mod announced;
 mod changes;
+mod direct;
 mod endings;
 mod fragments;
 mod hostile;

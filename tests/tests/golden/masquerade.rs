@@ -190,7 +190,7 @@ fn to_oneself() -> Vec<Row> {
     let own = |control: &mut Control| {
         let frontends = [("10.96.0.41", 443), ("fd00:96::41", 443)];
         let backends = [("192.0.2.1", 6443), ("2001:db8::1", 6443)];
-        control.change(vec![service("shop/own", proto::TCP, &frontends, None, &backends)], &[]);
+        control.change(vec![service("shop/own", proto::TCP, &frontends, Some(30098), &backends)], &[]);
     };
     let question = || tcp().from("10.244.1.1:1630").to("10.96.0.41:443").syn();
     vec![
@@ -208,6 +208,16 @@ fn to_oneself() -> Vec<Row> {
                 HOST_PORT,
                 tcp().from("10.96.0.41:443").to("10.244.1.1:1630").syn_ack().hop().to_host(),
             ),
+        row("from outside to the node itself, through a NodePort")
+            .told(own)
+            .input(UPLINK_PORT, tcp().from("198.51.100.7:1632").to("192.0.2.1:30098").syn().from_net(254))
+            .begins(NEW)
+            .forwards(HOST_PORT, tcp().from("169.254.1.1:1632").to("192.0.2.1:6443").syn().hop().to_host()),
+        row("a pod to the node itself, through a ClusterIP: the kernel answers through us")
+            .told(own)
+            .input(API, syn(1633, "10.96.0.41:443").from_pod(API))
+            .begins(NEW)
+            .forwards(HOST_PORT, syn(1633, "192.0.2.1:6443").hop().to_host()),
         row("the node to itself, through a Service, IPv6")
             .told(own)
             .input(HOST_PORT, tcp().from("[fd00:244:1::1]:1631").to("[fd00:96::41]:443").syn().from_host())

@@ -138,7 +138,8 @@ fn a_backend_of_the_node_itself_sees_the_client_too() {
         for way in ["client > lb:80", "client > node1:30080", "neighbour > lb:80"] {
             assert_eq!(pair.first.open(way), "near:8080", "{way}");
         }
-        // From inside, nothing is different.
+        // From inside, nothing is different, nor for other nodes.
+        assert_eq!(pair.first.open("node2 > lb:80"), "near:8080 as gateway");
         pair.apply(&web("", &["far"]));
         assert_eq!(pair.first.open("guest > vip:80"), "far:8080");
         assert_eq!(pair.first.open("guest > lb:80"), "far:8080 as gateway");

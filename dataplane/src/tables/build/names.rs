@@ -38,6 +38,13 @@ impl Names {
         id
     }
 
+    /// Nobody is called by this number any more. Whoever gets the name again gets the number again, as far as it is free.
+    pub fn forget(&mut self, id: Id) {
+        if let Some(name) = self.names.remove(&id) {
+            self.ids.remove(&name);
+        }
+    }
+
     /// The name of a number.
     pub fn name(&self, id: Id) -> Option<&str> {
         self.names.get(&id).map(AsRef::as_ref)

@@ -57,7 +57,7 @@ impl Standings {
             self.unsettled = true;
             // Its connections shall never reach somebody else who has its address by now.
             if pods.is_anothers(backend.address, backend.pod) {
-                services.standings.remove(&id);
+                end(id, services, names);
             } else {
                 self.leave(id, backend.address, services, revision);
             }
@@ -67,9 +67,9 @@ impl Standings {
     }
 
     /// Somebody new has this address: what was there before has gone for good.
-    pub fn claim(&mut self, address: Addr, services: &mut Services) {
+    pub fn claim(&mut self, address: Addr, services: &mut Services, names: &mut Names) {
         for id in self.leaving.remove(&address).into_iter().flatten() {
-            services.standings.remove(&id);
+            end(id, services, names);
             self.unsettled = true;
         }
     }
@@ -82,10 +82,10 @@ impl Standings {
     }
 
     /// The grace of these is over, unless they have come back meanwhile.
-    pub fn end_graces(&mut self, gone: &[Gone], services: &mut Services) {
+    pub fn end_graces(&mut self, gone: &[Gone], services: &mut Services, names: &mut Names) {
         for Gone { backend, address, revision } in gone {
             if services.standing(*backend) == Standing::Leaving(*revision) {
-                services.standings.remove(backend);
+                end(*backend, services, names);
                 self.forget(*address, *backend);
                 self.unsettled = true;
             }
@@ -111,6 +111,12 @@ impl Standings {
             }
         }
     }
+}
+
+/// It has gone for good. Its name goes with it, for pods come and go, and each has another.
+fn end(backend: Id, services: &mut Services, names: &mut Names) {
+    services.standings.remove(&backend);
+    names.forget(backend);
 }
 
 /// A Service's backend, as far as its flows go.
@@ -145,4 +151,107 @@ fn datagram_frontends(service: Option<&Service>) -> impl Iterator<Item = (u8, Op
         let of = |frontend: &Frontend| (port.proto, frontend.address, frontend.port);
         port.frontends.iter().map(of)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Builder;
+    use super::Gone;
+    use crate::tables::neighbours::Neighbours;
+    use crate::tables::objects::{Backend, Object, ObjectKey, Pod, Service, ServicePort};
+    use crate::tables::services::{backend_name, port_name};
+    use crate::tables::standing::Standing;
+    use crate::wire::{Addr, proto};
+
+    const AT: Addr = Addr::v4([10, 244, 1, 5]);
+
+    /// The builder, and what it has built last.
+    #[derive(Default)]
+    struct Built(Builder);
+
+    impl Built {
+        fn backends(&mut self, backends: &[Backend]) {
+            let port =
+                ServicePort { proto: proto::UDP, backends: backends.to_vec(), ..ServicePort::default() };
+            let service = Service { name: "shop/dns".into(), ports: vec![port], ..Service::default() };
+            self.0.change(vec![Object::Service(service)], &[]);
+        }
+
+        fn pod(&mut self, name: &str) {
+            let pod = Pod { name: name.into(), addresses: vec![AT], node: "node1".into(), identity: 1 };
+            self.0.change(vec![Object::Pod(pod)], &[]);
+        }
+
+        /// How things stand with this backend in the next revision, and whether flows may have to end in it.
+        fn standing(&mut self, backend: &Backend) -> (Standing, bool) {
+            let tables = self.0.build(&Neighbours::default());
+            let name = backend_name(&port_name("shop/dns", "", proto::UDP), backend);
+            let standing =
+                self.0.names().known(&name).map_or(Standing::Gone, |id| tables.services.standing(id));
+            (standing, tables.flows_unsettled_in == tables.revision)
+        }
+    }
+
+    fn backend(pod: &str) -> Backend {
+        Backend { pod: pod.into(), ..Backend::new(AT, 53) }
+    }
+
+    #[test]
+    fn a_backend_serves_or_not_leaves_and_is_gone() {
+        let (mut built, it) = (Built::default(), backend("shop/a"));
+        let silent = Backend { serving: false, ..it.clone() };
+        built.backends(std::slice::from_ref(&it));
+        assert_eq!(built.standing(&it), (Standing::Serving, false));
+        built.backends(&[Backend { weight: 7, ..it.clone() }]);
+        assert_eq!(built.standing(&it), (Standing::Serving, false), "a weight is nothing to flows");
+        built.backends(&[silent]);
+        assert_eq!(built.standing(&it), (Standing::NotServing, true));
+        built.backends(std::slice::from_ref(&it));
+        assert_eq!(built.standing(&it), (Standing::Serving, false));
+        built.backends(&[]);
+        let (Standing::Leaving(revision), true) = built.standing(&it) else { panic!("it has its grace") };
+        // Back and gone again: the first grace is not the second's.
+        let first = built.0.take_gone();
+        assert_eq!(first.iter().map(|Gone { revision, .. }| *revision).collect::<Vec<_>>(), [revision]);
+        built.backends(std::slice::from_ref(&it));
+        assert_eq!(built.standing(&it), (Standing::Serving, false));
+        built.0.change(vec![], &[ObjectKey::Service("shop/dns".into())]);
+        assert!(matches!(built.standing(&it), (Standing::Leaving(_), true)));
+        built.0.end_graces(first);
+        assert!(matches!(built.standing(&it), (Standing::Leaving(_), false)));
+        let second = built.0.take_gone();
+        built.0.end_graces(second);
+        assert_eq!(built.standing(&it), (Standing::Gone, true));
+    }
+
+    #[test]
+    fn the_grace_ends_with_the_address_in_other_hands() {
+        let (mut built, it) = (Built::default(), backend("shop/a"));
+        built.pod("shop/a");
+        built.backends(std::slice::from_ref(&it));
+        assert_eq!(built.standing(&it), (Standing::Serving, false));
+        built.backends(&[]);
+        assert!(matches!(built.standing(&it), (Standing::Leaving(_), true)));
+        built.pod("shop/b");
+        assert_eq!(built.standing(&it), (Standing::Gone, true));
+        // Somebody else has it already when it goes.
+        built.backends(std::slice::from_ref(&it));
+        assert_eq!(built.standing(&it), (Standing::Serving, false));
+        built.backends(&[backend("shop/b")]);
+        assert_eq!(built.standing(&it), (Standing::Gone, true));
+        assert_eq!(built.standing(&backend("shop/b")), (Standing::Serving, false));
+    }
+
+    #[test]
+    fn flows_from_before_have_their_grace() {
+        let (mut built, it) = (Built::default(), backend("shop/a"));
+        built.backends(std::slice::from_ref(&it));
+        let name = backend_name(&port_name("shop/dns", "", proto::UDP), &it);
+        built.standing(&it);
+        let known = built.0.names().known(&name).unwrap();
+        built.0.find_backends([(known, AT), (known + 1, AT)]);
+        let tables = built.0.build(&Neighbours::default());
+        assert_eq!(tables.services.standing(known), Standing::Serving);
+        assert!(matches!(tables.services.standing(known + 1), Standing::Leaving(_)));
+    }
 }

@@ -37,8 +37,8 @@ use crate::sync::{AtomicU64, Ordering};
 use crate::tables::route::NextHop;
 pub use adopt::Adopted;
 #[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
-#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 pub(in crate::tables) use file::{Contents, FlowFile};
+#[cfg(not(any(wirelane_loom, wirelane_shuttle)))]
 pub use file::{FileSystem, Found, Mismatch, OpenError, Place};
 pub use free::Share;
 use free::{Pool, Pressure, Records};

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use wirelane_proto::v1::{
-    Backend, ExplainServiceResponse, ExplainedBackend,
+    Backend, ExplainServiceResponse, ExplainedBackend, Usable,
     explain_service_response::{Method, Origin, Outcome},
 };
 
@@ -104,13 +104,12 @@ fn why(one: &ExplainedBackend, to: &Backend, explained: &ExplainServiceResponse)
     let method = Method::try_from(explained.method).unwrap_or_default();
     let text = match (one.chance > 0.0, reason, method) {
         (true, _, Method::ByAffinity) => "the client had it last",
+        (true, _, Method::ByHash) if one.chance < 1.0 => "by its part of the hashes",
         (true, _, Method::ByHash) => "the hash says so",
         (true, ..) => "one of those in use",
-        (false, wirelane_proto::v1::Usable::Chosen, Method::ByAffinity) => {
-            "in use, but the client had another last"
-        }
-        (false, wirelane_proto::v1::Usable::Chosen, Method::ByHash) => "in use, but the hash says another",
-        (false, wirelane_proto::v1::Usable::Chosen, _) => "in use, but this connection gets none",
+        (false, Usable::Chosen, Method::ByAffinity) => "in use, but the client had another last",
+        (false, Usable::Chosen, Method::ByHash) => "in use, but the hash says another",
+        (false, Usable::Chosen, _) => "in use, but this connection gets none",
         (false, why, _) => words(why),
     };
     text.to_owned()
@@ -141,7 +140,7 @@ fn method(number: i32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use wirelane_proto::v1::{Frontend, Usable, frontend::Kind};
+    use wirelane_proto::v1::{Frontend, frontend::Kind};
 
     use super::*;
 
