@@ -52,7 +52,8 @@ pub fn run(changes: u64, pace: Option<Duration>) -> Done {
     let mut node = Carrier::new(&control);
     let mut flows = Vec::new();
     for n in 0..SERVICES {
-        for sport in 0..FLOWS {
+        // All go to one backend: each from a port of its own, or it would be given another one.
+        for sport in (0..FLOWS).map(|sport| u16::from(n) * FLOWS + sport) {
             flows.push(Flow::new(tcp(), n, 20_000 + sport));
             flows.push(Flow::new(udp().payload(b"?"), n, 30_000 + sport));
         }

@@ -88,11 +88,14 @@ pub fn settings(node: u8) -> Settings {
     }
 }
 
-/// One endpoint of a slice, as YAML: `near`, ready, on its node; `more` is the rest of it, such as `hints: ...`.
+/// One endpoint of a slice, as YAML: the pod on its node; `more` is the rest of it, such as `hints: ...`.
 pub fn endpoint(name: &str, conditions: &str, more: &str) -> String {
     let node = PODS.iter().find(|pod| pod.0 == name).map_or(1, |pod| pod.1);
     let more = if more.is_empty() { String::new() } else { format!(", {more}") };
-    format!("{{addresses: [${name}], nodeName: node{node}, conditions: {{{conditions}}}{more}}}")
+    format!(
+        "{{addresses: [${name}], nodeName: node{node}, targetRef: {{kind: Pod, namespace: shop, name: {name}}}, \
+         conditions: {{{conditions}}}{more}}}"
+    )
 }
 
 /// An EndpointSlice of a Service, as YAML, with port "http" at 8080. Each endpoint is the name of a pod that is ready, or

@@ -67,7 +67,7 @@ fn the_docs_list_the_drop_reasons() {
 fn every_drop_reason_is_used_where_packets_are_dropped() {
     let folder = format!("{}/../dataplane/src", env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
-    for path in ["stages", "tables", "."] {
+    for path in ["stages", "tables", "worker", "."] {
         for entry in std::fs::read_dir(format!("{folder}/{path}")).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|end| end == "rs") && !path.ends_with("verdict.rs") {

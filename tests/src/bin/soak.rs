@@ -3,10 +3,14 @@
 //!
 //! ```console
 //! $ cargo run --release -p wirelane-tests --bin soak -- --seconds 600
+//! $ cargo run --release -p wirelane-tests --bin soak -- --changes 60000
 //! ```
 //!
 //! Each thread knows from a plain map which flows of its own keys there are, and finds exactly these; of keys that are
 //! anybody's it finds what it asked for. Now and then a flood runs over the table, which must end none of them.
+//!
+//! `--changes` is about something else: so many changes of endpoints, 1,000 a second, beneath established traffic
+//! ([`wirelane_tests::churn`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -22,6 +26,7 @@ use wirelane_dataplane::tables::flows::{
 };
 use wirelane_dataplane::tables::route::NextHop;
 use wirelane_dataplane::wire::{Addr, proto};
+use wirelane_tests::churn;
 use wirelane_tests::random::Random;
 
 const CAPACITY: u32 = 1 << 18;
@@ -35,7 +40,16 @@ const FLOOD: u32 = 1 << 19;
 const LIFE: Duration = Duration::from_secs(10);
 
 fn main() {
-    let seconds = seconds();
+    let seconds = match task() {
+        Task::Seconds(seconds) => seconds,
+        Task::Changes(changes) => {
+            let begun = Instant::now();
+            let done = churn::run(changes, Some(Duration::from_millis(1)));
+            let seconds = begun.elapsed().as_secs_f64();
+            println!("{done:?} in {seconds:.1} s: no packet was lost, and no flow moved");
+            return;
+        }
+    };
     let folder = std::env::temp_dir().join(format!("wirelane-soak-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder for the table");
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -53,13 +67,19 @@ fn main() {
     println!("no flow was lost, doubled or mixed up");
 }
 
-fn seconds() -> u64 {
+enum Task {
+    Seconds(u64),
+    Changes(u64),
+}
+
+fn task() -> Task {
     let mut arguments = std::env::args().skip(1);
     match (arguments.next().as_deref(), arguments.next().map(|value| value.parse()), arguments.next()) {
-        (None, ..) => 600,
-        (Some("--seconds"), Some(Ok(seconds)), None) => seconds,
+        (None, ..) => Task::Seconds(600),
+        (Some("--seconds"), Some(Ok(seconds)), None) => Task::Seconds(seconds),
+        (Some("--changes"), Some(Ok(changes)), None) => Task::Changes(changes),
         _ => {
-            eprintln!("usage: soak [--seconds N]");
+            eprintln!("usage: soak [--seconds N | --changes N]");
             std::process::exit(2);
         }
     }

@@ -54,6 +54,8 @@ pub struct Shape {
     pub prefix: &'static str,
     /// Seconds for which connections to a backend that is gone go on; without, longer than the test.
     pub backend_grace: Option<u32>,
+    /// More of the control process's configuration, as TOML.
+    pub control: &'static str,
 }
 
 impl Bed {
@@ -82,7 +84,7 @@ impl Bed {
 
         let tunnel = Tunnel { over_ipv6: shape.nodes_ipv6_only, peers: &[plan::NODE1], ..Tunnel::default() };
         let node2 = PlainNode::new(&lab, &fabric, plan::NODE2, tunnel).unwrap();
-        let mut settings = Settings::default();
+        let mut settings = Settings { control: shape.control, ..Settings::default() };
         settings.backend_grace_seconds = shape.backend_grace.unwrap_or(settings.backend_grace_seconds);
         let node1 = WirelaneNode::new(&lab, &fabric, plan::NODE1, manifests.folder(), &settings).unwrap();
         if shape.nodes_ipv6_only {

@@ -23,4 +23,5 @@ mod node;
 mod paths;
 mod policies;
 mod restarts;
+mod services;
 mod tunnels;

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
+use wirelane_control::compile::Settings;
 use wirelane_tests::packet::proto;
 use wirelane_tests::scene::{Scene, settings};
 
@@ -53,20 +54,24 @@ fn check(v6: bool) {
 }
 
 fn compare(world: &World, packets: &[Packet]) -> Result<(), String> {
-    let mut scene = Scene::on(1, world.v6, proto::TCP, settings(1));
+    let settings = Settings { external_ips: world.external_ips, ..settings(1) };
+    let mut scene = Scene::on(1, world.v6, proto::TCP, settings);
     let yaml = world.yaml();
     scene.apply(&yaml);
     for packet in packets {
+        if matches!((packet.from, packet.to), ("node1", "node1") | ("host", "gateway1")) {
+            // From an address to itself: the kernel sends no such packet to anybody.
+            continue;
+        }
         let expected = Model(world).outcomes(packet);
         scene.proto = if packet.protocol == "UDP" { proto::UDP } else { proto::TCP };
-        let to = format!("{}:{}", packet.to, packet.port);
+        let to = format!("{}:{}", packet.to.replace("gateway1", "gateway"), packet.port);
         let way = format!("{} > {to}", packet.from);
         let mut found = BTreeSet::new();
         for _ in 0..TRIES {
             let outcome = scene.open(&way);
             if expected.is_empty() {
-                let straight = ["kernel".into(), "dropped".into(), to.clone(), format!("{to} as node1")];
-                if straight.contains(&outcome) {
+                if ["kernel", "dropped"].contains(&outcome.as_str()) || outcome.starts_with(&to) {
                     break;
                 }
             }

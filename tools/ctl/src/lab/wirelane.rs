@@ -43,6 +43,8 @@ pub struct Settings {
     pub vni: u32,
     /// How long connections to a backend that is gone may go on, in seconds.
     pub backend_grace_seconds: u32,
+    /// More of the control process's configuration, as TOML.
+    pub control: &'static str,
 }
 
 impl Default for Settings {
@@ -58,6 +60,7 @@ impl Default for Settings {
             vni: 4096,
             // Longer than any run, unless it is about that.
             backend_grace_seconds: 3600,
+            control: "",
         }
     }
 }
@@ -164,7 +167,9 @@ impl WirelaneNode {
             vxlan_port,
             vni,
             backend_grace_seconds,
+            control,
         } = settings;
+        let state_folder = self.folder.join("state");
         let name = self.plan.name;
         let dataplane = format!(
             "uplink = \"eth0\"\nworkers = {workers}\nflows = {flows}\nxdp_mode = \"{xdp_mode}\"\n\
@@ -173,7 +178,7 @@ impl WirelaneNode {
         let control = format!(
             "node = \"{name}\"\nmanifests = {manifests:?}\nservice_cidrs = [\"10.96.0.0/16\", \"fd00:96::/112\"]\n\
              vxlan_port = {vxlan_port}\nvni = {vni}\nuplink_mtu = {}\n\
-             backend_grace_seconds = {backend_grace_seconds}\n",
+             backend_grace_seconds = {backend_grace_seconds}\nstate_folder = {state_folder:?}\n{control}",
             super::plan::WIRE_MTU
         );
         for (daemon, text) in [("wirelane-dataplane", dataplane), ("wirelane-control", control)] {
