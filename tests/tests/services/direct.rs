@@ -322,7 +322,7 @@ fn a_client_of_a_backend_that_is_gone_is_told_by_either_node() {
         // The second node is the first to know: its answer goes straight to the client.
         let endings = |scene: &mut Scene| {
             scene.apply(&slice("web", &[]));
-            scene.node.change(|control| control.end_graces());
+            scene.node.change(wirelane_tests::node::Control::end_graces);
         };
         endings(&mut pair.second);
         let arrived = pair.send(&more);
