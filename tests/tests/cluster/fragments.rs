@@ -57,7 +57,9 @@ fn datagrams_of_64_kb_come_whole_through_node_ports_and_tunnels() {
             assert_eq!(echo(bed.pod(from), SocketAddr::new(address, ANSWERS), LARGE), to.name);
         }
     }
-    for reason in ["fragment_timeout", "fragment_overflow", "no_spare_frame", "bad_fragment", "fragment_refused"] {
+    for reason in
+        ["fragment_timeout", "fragment_overflow", "no_spare_frame", "bad_fragment", "fragment_refused"]
+    {
         assert_eq!(bed.dropped(reason), 0, "{reason}");
     }
 }
