@@ -9,6 +9,7 @@ use wirelane_dataplane::tables::flows::state::State;
 use wirelane_dataplane::tables::{FIRST_POD_PORT, UPLINK_PORT};
 use wirelane_tests::check;
 use wirelane_tests::cluster::{UPLINK_MAC, neighbour_mac};
+use wirelane_tests::node::Control;
 use wirelane_tests::packet::{Packet, flag, proto, tcp, too_big, udp};
 use wirelane_tests::scene::{Scene, ends, node_port_service, settings, slice};
 
@@ -322,7 +323,7 @@ fn a_client_of_a_backend_that_is_gone_is_told_by_either_node() {
         // The second node is the first to know: its answer goes straight to the client.
         let endings = |scene: &mut Scene| {
             scene.apply(&slice("web", &[]));
-            scene.node.change(wirelane_tests::node::Control::end_graces);
+            scene.node.change(Control::end_graces);
         };
         endings(&mut pair.second);
         let arrived = pair.send(&more);
