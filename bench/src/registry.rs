@@ -37,6 +37,7 @@ pub const ENTRIES: &[Entry] = &[
     entry("path/stages/conntrack", "cycles per packet"),
     entry("path/stages/service", "cycles per packet"),
     entry("path/stages/policy", "cycles per packet"),
+    entry("path/stages/fragment", "cycles per packet"),
     entry("path/stages/forward", "cycles per packet"),
     entry("path/stages/reply", "cycles per packet"),
     entry("path/mixed/vxlan/1m/1", "ns per packet").against("path/established/vxlan/1m"),

@@ -4,6 +4,7 @@ pub mod allocations;
 pub mod established;
 mod flood;
 pub mod flows;
+mod fragments;
 pub mod idle;
 pub mod lifecycle;
 pub mod limit;
@@ -36,6 +37,7 @@ pub const GROUPS: &[Group] = &[
     established::VXLAN,
     new_flow::GROUP,
     services::GROUP,
+    fragments::GROUP,
     reply::GROUP,
     lifecycle::GROUP,
     allocations::GROUP,

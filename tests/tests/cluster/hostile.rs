@@ -83,7 +83,8 @@ fn crimes() -> Vec<(&'static str, Packet)> {
         ("vxlan_from_pod", udp().from(&at(&guest, 5555)).to(&at(&node, VXLAN_PORT)).vxlan(4096, inner)),
         ("martian", udp().from(&at(&guest, 1)).to(&at("127.0.0.1", 1))),
         ("multicast", udp().from(&at(&guest, 1)).to(&at("224.0.0.251", 5353))),
-        ("fragment", udp().from(&at(&guest, 1)).to(&at(&near, 2)).payload(&[0; 64]).fragment(0, true)),
+        ("bad_fragment", udp().from(&at(&guest, 1)).to(&at(&near, 2)).payload(&[0; 61]).fragment(0, true)),
+        ("tiny_fragment", other(6).from(&guest).to(&near).payload(&[0; 16]).fragment(0, true)),
         ("service_undefined", udp().from(&at(&guest_ipv6, 1)).to(&at("fd00:96::77", 2))),
         ("malformed_transport", other(6).from(&guest).to(&near).payload(&[0; 7])),
     ]

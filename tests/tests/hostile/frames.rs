@@ -1,5 +1,7 @@
 //! Frames to begin with, and what is done to them.
 
+use std::ops::RangeInclusive;
+
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_tests::check::checksum;
@@ -10,6 +12,10 @@ use wirelane_tests::cluster::{
 use wirelane_tests::fragments::cut;
 use wirelane_tests::packet::*;
 use wirelane_tests::random::Random;
+
+/// How many connections to the outside a pod may have at a time, of which half could have the same destination.
+pub const MASQUERADE_LIMIT: u32 = 8;
+pub const MASQUERADE_PORTS: RangeInclusive<u16> = 61_000..=61_003;
 
 /// The largest frame that a port takes in.
 const LARGEST: usize = 3800;
@@ -98,6 +104,13 @@ pub fn corpus() -> Vec<(PortId, Vec<u8>)> {
         add(UPLINK_PORT, tcp().from("198.51.100.7:3200").to(to).may_fragment().fragment(0, true));
     }
     add(UPLINK_PORT, tcp().from("[2001:db8::100]:3200").to("[2001:db8::1]:30086").ip_len(1500));
+    // Services without a backend here, or not for this client; and the outside, behind a few ports of the node.
+    for to in ["192.0.2.1:30091", "203.0.113.81:80", "203.0.113.80:80"] {
+        add(UPLINK_PORT, tcp().from("203.0.113.7:3200").to(to).syn());
+    }
+    for sport in 3500..3500 + 2 * MASQUERADE_LIMIT as u16 {
+        add(WEB, udp().from("10.244.1.10:0").source_port(sport).to("198.51.100.7:53").payload(b"question"));
+    }
     let in_tunnel = |inner: Packet| inner.link(vtep_mac("192.0.2.2"), vtep_mac("192.0.2.1"));
     for inner in [
         tcp().from("10.244.2.11:3300").to("10.244.1.10:80").syn(),
