@@ -158,7 +158,7 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
 #[inline(always)]
 fn carry_on(flow: FlowRef, meta: &mut Meta, frame_len: usize, cx: &Context<'_>) -> Option<NextHop> {
     let line = cx.flows_v4.line(flow);
-    let begins = (meta.key.proto == proto::TCP) & (meta.l4_info & tcp::SYN != 0);
+    let begins = (meta.key.proto == proto::TCP) & (meta.l4_info & (tcp::SYN | tcp::ACK) == tcp::SYN);
     let closes = (meta.key.proto == proto::TCP) & (meta.l4_info & tcp::FIN != 0);
     let idle = cx.now.tick.wrapping_sub(line.tail().last_seen());
     let is_old = idle > cx.flows_v4.shortest_timeout();
