@@ -9,10 +9,10 @@ use crate::batch::Key;
 use crate::clock::Now;
 use crate::dataplane::{Dataplane, State};
 use crate::ports::Ports;
+use crate::tables::Tables;
 use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Service, ServicePort};
 use crate::tables::route::Route;
 use crate::tables::services::{Found, Origin, backend_name, port_name};
-use crate::tables::{Tables, maglev};
 use crate::verdict::DropReason;
 use crate::wire::Addr;
 
@@ -102,8 +102,7 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
             if let Some(kept) = kept {
                 chances.push((kept.id, 1.0));
             } else if is_sure {
-                let hash = maglev::hash(&client, if port.affinity().is_some() { 0 } else { sport });
-                let chosen = selection.backends.choose(hash);
+                let chosen = selection.backends.choose(port.hash(&client, sport));
                 chances.extend(chosen.map(|backend| (backend.id, 1.0)));
             } else {
                 let shares = selection.backends.shares();

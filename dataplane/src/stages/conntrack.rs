@@ -222,8 +222,7 @@ fn track<F: Family>(
     let idle = cx.now.tick.wrapping_sub(table.line(flow).tail().last_seen());
     if idle > table.shortest_timeout() && table.is_expired(flow, cx.now.tick) {
         // It would have been ended, had anybody come by.
-        let index = usize::from(meta.has(flags::V6));
-        table.remove(&mut cx.retired[index], cx.epochs, flow);
+        end(flow, meta, cx, table);
         return unknown(meta);
     }
     if meta.key.proto == proto::TCP
@@ -232,20 +231,24 @@ fn track<F: Family>(
         && is_over(flow, table)
     {
         // The same ports begin a new connection (RFC 9293, 3.6.1; Linux does the same).
-        let index = usize::from(meta.has(flags::V6));
-        table.remove(&mut cx.retired[index], cx.epochs, flow);
+        end(flow, meta, cx, table);
         return Ok(Tracked::New);
     }
     match follow(flow, meta, frame_len, cx, table) {
         Ok(()) => Ok(Tracked::Known),
         Err(Halt::Anew) => {
-            let index = usize::from(meta.has(flags::V6));
-            table.remove(&mut cx.retired[index], cx.epochs, flow);
+            end(flow, meta, cx, table);
             Ok(Tracked::New)
         }
         Err(Halt::Ended) => Ok(Tracked::Ended),
         Err(Halt::Drop(reason)) => Err(reason),
     }
+}
+
+/// Ends the packet's flow.
+fn end<F: Family>(flow: FlowRef, meta: &Meta, cx: &mut Context<'_>, table: &FlowTable<F>) {
+    let index = usize::from(meta.has(flags::V6));
+    table.remove(&mut cx.retired[index], cx.epochs, flow);
 }
 
 /// The packet belongs to this flow: it is counted there, and forward finds it in the metadata.

@@ -6,7 +6,6 @@ use crate::batch::{Answer, BATCH, Batch, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::hop;
 use crate::stages::parse::refusal;
-use crate::tables::maglev;
 use crate::tables::objects::FrontendKind;
 use crate::tables::route::{Hop, NextHop, Route};
 use crate::tables::services::{Found, Id, Origin, ServicePort};
@@ -114,11 +113,7 @@ fn backend(
     let kept = affinity
         .and_then(|lifetime| cx.affinity.recall(&client, port.id, selection.backends, cx.now.tick, lifetime));
     let backend = kept.or_else(|| {
-        let bits = if port.is_hashed() {
-            maglev::hash(&client, if affinity.is_some() { 0 } else { meta.key.sport })
-        } else {
-            cx.local.random()
-        };
+        let bits = if port.is_hashed() { port.hash(&client, meta.key.sport) } else { cx.local.random() };
         selection.backends.choose(bits)
     });
     let backend = backend.ok_or(DropReason::NoBackend)?;
@@ -172,7 +167,7 @@ fn backend_here(
         if !port.is_hashed() {
             return here.choose(cx.local.random());
         }
-        let hash = maglev::hash(&client, if affinity.is_some() { 0 } else { meta.key.sport });
+        let hash = port.hash(&client, meta.key.sport);
         port.hashed_here(hash).or_else(|| here.choose(hash))
     });
     let backend = backend.ok_or(DropReason::NoLocalBackend)?;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use super::backends::{Backend, Backends};
+use super::maglev;
 use super::map::Map;
 use super::objects::{self, FrontendKind};
 use super::route::Prefix;
@@ -235,10 +236,16 @@ impl ServicePort {
         (self.affinity > 0).then_some(self.affinity)
     }
 
-    /// Whether [`maglev::hash`](super::maglev::hash) of the client is what [`Backends::choose`] takes, and not chance.
+    /// Whether [`ServicePort::hash`] is what [`Backends::choose`] takes, and not chance.
     #[inline]
     pub fn is_hashed(&self) -> bool {
         self.is_hashed
+    }
+
+    /// The hash of a client, the same on every node. With affinity all of its connections are one.
+    #[inline]
+    pub fn hash(&self, client: &Addr, client_port: u16) -> u32 {
+        maglev::hash(client, if self.affinity > 0 { 0 } else { client_port })
     }
 
     /// Whether such a client of such a frontend is answered by its backend's own node, without coming back here.
