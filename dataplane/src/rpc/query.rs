@@ -23,7 +23,9 @@ use crate::tables::flows::state;
 use crate::tables::flows::{FlowRef, FlowTable};
 use crate::tables::objects::{Object, Service, ServicePort};
 use crate::tables::policy::Direction;
-use crate::tables::services::{Id, backend_name, port_name, split_backend_name};
+use crate::tables::services::{
+    Id, backend_name, port_name, service_label, split_backend_name, split_port_name,
+};
 use crate::tables::standing::Standing;
 use crate::tables::{PortKind, Tables};
 use crate::verdict::DropReason;
@@ -361,13 +363,6 @@ fn is_local(address: &Addr, tables: &Tables) -> bool {
     tables.pods.get(address).is_some_and(|pod| pod.local)
 }
 
-/// Service, name of the port and protocol, of what [`port_name`] has put together.
-fn split_port_name(name: &str) -> Option<(&str, &str, u8)> {
-    let (rest, protocol) = name.rsplit_once('/')?;
-    let (service, port) = rest.rsplit_once(':')?;
-    Some((service, port, protocol.parse().ok()?))
-}
-
 /// A flow, copied out of its table.
 #[derive(Clone, Copy, Debug)]
 struct FlowCopy {
@@ -459,13 +454,4 @@ impl FlowCopy {
 fn named_backend(names: &Names, id: Id) -> Option<(Addr, u16)> {
     let (address, port) = split_backend_name(names.name(id)?)?;
     Some((Addr::from(address), port))
-}
-
-/// "namespace/name:port", or without the port if it has no name.
-fn service_label(port_name: &str) -> String {
-    match split_port_name(port_name) {
-        Some((service, "", _)) => service.into(),
-        Some((service, port, _)) => format!("{service}:{port}"),
-        None => port_name.into(),
-    }
 }

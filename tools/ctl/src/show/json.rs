@@ -119,7 +119,7 @@ fn flow_table(table: &FlowTableStatus) -> Value {
     })
 }
 
-fn tuple(tuple: &Tuple) -> Value {
+pub(super) fn tuple(tuple: &Tuple) -> Value {
     json!({
         "source": address(&tuple.source),
         "destination": address(&tuple.destination),
@@ -214,6 +214,8 @@ fn one_drop(drop: &Drop) -> Value {
         "source_pod": drop.source_pod,
         "destination_pod": drop.destination_pod,
         "policies": drop.policies,
+        "rule": drop.rule,
+        "audit": drop.audit,
         "revision": drop.revision,
     })
 }
