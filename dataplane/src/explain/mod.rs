@@ -9,6 +9,8 @@
 
 mod asked;
 mod place;
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
+mod tests;
 mod ways;
 mod words;
 
@@ -205,8 +207,13 @@ fn contradiction(builder: &Builder, end: &End, judged: &Judged) -> String {
         Judgement::Allowed(id) => format!("that {} allows it", rule(id)),
         Judgement::Denied(id) => format!("that it is denied, by {}", rule(id)),
     };
-    let audit = judged.audit.map_or(String::new(), |id| format!(", and would be in audit mode by {}", rule(id)));
-    format!("at {} the policies read \"{}\", but packets meet {matcher}{audit}", end.place.name(), end.sentence())
+    let audit =
+        judged.audit.map_or(String::new(), |id| format!(", and would be in audit mode by {}", rule(id)));
+    format!(
+        "at {} the policies read \"{}\", but packets meet {matcher}{audit}",
+        end.place.name(),
+        end.sentence()
+    )
 }
 
 /// Asks the stage itself, which judges what has an end here.

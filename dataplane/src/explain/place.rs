@@ -105,7 +105,8 @@ fn pod(builder: &Builder, tables: &Tables, address: &Addr) -> Option<PodThere> {
     });
     let object = builder.object(&ObjectKey::Pod(name.to_owned()));
     let here = tables.local.as_ref().map_or("", |local| &local.name);
-    let node = if at.local { here } else { object.and_then(|object| object.pod()).map_or("", |pod| &pod.node) };
+    let node =
+        if at.local { here } else { object.and_then(|object| object.pod()).map_or("", |pod| &pod.node) };
     Some(PodThere {
         name: name.to_owned(),
         node: node.to_owned(),

@@ -8,8 +8,8 @@ use super::{Explanation, explain};
 use crate::batch::Key;
 use crate::stages::policy::Ends;
 use crate::stages::service;
-use crate::tables::Tables;
 use crate::tables::PortKind;
+use crate::tables::Tables;
 use crate::tables::build::Builder;
 use crate::tables::objects::{FrontendKind, Identity, NamedPort, Object, ObjectKey, Pod, gateway_of};
 use crate::tables::route::Route;
@@ -313,13 +313,8 @@ impl<'a> Objects<'a> {
     }
 
     fn direct(&self, key: &Key, source: &Place, destination: &Place, entry: &Entry) -> Way {
-        let ends = Ends {
-            src: key.src,
-            dst: key.dst,
-            proto: key.proto,
-            port: key.dport,
-            through_service: false,
-        };
+        let ends =
+            Ends { src: key.src, dst: key.dst, proto: key.proto, port: key.dport, through_service: false };
         let seen_as = self.seen_as(entry, destination, matches!(source.who, Who::Node(_)));
         // Its node ports are another node's to translate.
         let note = match (&destination.who, self.tables.services.find(key, true)) {
@@ -393,7 +388,13 @@ impl<'a> Objects<'a> {
             .collect()
     }
 
-    fn judged(&self, ends: Ends, seen_as: Option<Addr>, service: Option<Through>, note: Option<String>) -> Way {
+    fn judged(
+        &self,
+        ends: Ends,
+        seen_as: Option<Addr>,
+        service: Option<Through>,
+        note: Option<String>,
+    ) -> Way {
         let fate = Fate::Judged(explain(self.builder, self.tables, &ends, seen_as));
         Way { ends, seen_as, service, fate, note }
     }

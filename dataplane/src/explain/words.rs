@@ -57,7 +57,8 @@ impl End {
 
     /// Which of the policies do not say what they do.
     fn faults(&self, policies: &[String]) -> String {
-        let faulty = self.asked.iter().filter(|policy| !policy.fault.is_empty() && policies.contains(&policy.name));
+        let faulty =
+            self.asked.iter().filter(|policy| !policy.fault.is_empty() && policies.contains(&policy.name));
         let words = |policy: &AskedPolicy| {
             format!("; {} cannot be read ({}) and denies everything", policy.name, policy.fault)
         };
@@ -116,7 +117,9 @@ fn peer_block<'r>(question: &Question<'_>, rule: &'r Rule) -> Option<&'r IpBlock
 
 fn port_range<'r>(question: &Question<'_>, rule: &'r Rule) -> Option<&'r PortRange> {
     let peer = &question.peer;
-    rule.ports.iter().find(|range| range.proto == peer.proto && (range.first..=range.last).contains(&peer.port))
+    rule.ports
+        .iter()
+        .find(|range| range.proto == peer.proto && (range.first..=range.last).contains(&peer.port))
 }
 
 /// The name of the rule's that the destination has for the port.
@@ -214,7 +217,9 @@ fn described(place: &Place, selections: &[String]) -> String {
     match &place.who {
         Who::Outside => format!("{address}, outside the cluster"),
         Who::Node(name) => format!("{address}, of node {name} itself"),
-        Who::Pod(PodThere { name, traits: None, .. }) => format!("pod {name} ({address}), of which no labels are known"),
+        Who::Pod(PodThere { name, traits: None, .. }) => {
+            format!("pod {name} ({address}), of which no labels are known")
+        }
         Who::Pod(PodThere { name, traits: Some(traits), .. }) => {
             format!("pod {name} ({address}) {}", traits_words(traits, selections))
         }

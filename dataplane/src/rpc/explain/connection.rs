@@ -1,18 +1,16 @@
 //! What becomes of a connection by the policies at its ends: [`crate::explain`], as messages.
 
-use std::net::IpAddr;
-
 use wirelane_proto::v1;
 use wirelane_proto::v1::explain_response::Outcome as Overall;
 use wirelane_proto::v1::explained_end::Outcome as EndOutcome;
 
 use crate::dataplane::Dataplane;
 use crate::explain::{
-    AskedPolicy, AskedRule, End, Explanation, Fate, Outcome, Place, PortAsked, Request, Unclear, Way, Who, ways,
+    AskedPolicy, AskedRule, End, Explanation, Fate, Outcome, Place, PortAsked, Request, Unclear, Way, Who,
+    ways,
 };
 use crate::ports::Ports;
 use crate::rpc::convert::{Invalid, action_message, tier_message};
-use crate::verdict::DropReason;
 use crate::wire::proto;
 
 /// The question in a message.
@@ -26,7 +24,8 @@ pub fn request(message: &v1::ExplainRequest) -> Result<Request, Invalid> {
             return Err(invalid(field, "is empty"));
         }
     }
-    let proto = u8::try_from(message.protocol).map_err(|_| invalid("protocol", "is no IANA protocol number"))?;
+    let proto =
+        u8::try_from(message.protocol).map_err(|_| invalid("protocol", "is no IANA protocol number"))?;
     let port = match (proto, message.port.as_str()) {
         (proto::ICMP | proto::ICMPV6, "") => None,
         (proto::ICMP | proto::ICMPV6, _) => return Err(invalid("port", "is given, but ICMP has none")),
@@ -50,7 +49,10 @@ pub fn request(message: &v1::ExplainRequest) -> Result<Request, Invalid> {
 ///
 /// # Errors
 /// If it means none.
-pub fn explain<P: Ports>(dataplane: &Dataplane<P>, request: &Request) -> Result<v1::ExplainResponse, Unclear> {
+pub fn explain<P: Ports>(
+    dataplane: &Dataplane<P>,
+    request: &Request,
+) -> Result<v1::ExplainResponse, Unclear> {
     // Held while it is asked, so that objects and tables are of one revision. Workers hold it never.
     let state = dataplane.state();
     let tables = dataplane.shared().tables();
@@ -80,9 +82,8 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, request: &Request) -> Result<
 
 /// Whether the same is decided for the same reasons.
 fn is_alike(a: &Way, b: &Way) -> bool {
-    let outcomes = |explanation: &Explanation| {
-        explanation.ends().map(|end| (end.outcome.clone(), end.audit.clone()))
-    };
+    let outcomes =
+        |explanation: &Explanation| explanation.ends().map(|end| (end.outcome.clone(), end.audit.clone()));
     a.note == b.note
         && match (&a.fate, &b.fate) {
             (Fate::Judged(a), Fate::Judged(b)) => {

@@ -4,11 +4,11 @@
 use wirelane_proto::v1;
 use wirelane_proto::v1::explain_service_response::{Method, Origin as OriginMessage, Outcome};
 
-use crate::rpc::convert::{Invalid, backend_message, filter_address, frontend_message, port, protocol};
 use crate::batch::Key;
 use crate::clock::Now;
 use crate::dataplane::{Dataplane, State};
 use crate::ports::Ports;
+use crate::rpc::convert::{Invalid, backend_message, filter_address, frontend_message, port, protocol};
 use crate::stages::service;
 use crate::tables::Tables;
 use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Service, ServicePort};
