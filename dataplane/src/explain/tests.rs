@@ -32,7 +32,7 @@ fn a_pod_that_is_isolated_is_told_of_each_rule_why_it_does_not_match() {
         "its peers are pods app=web of namespace shop; the source is pod shop/api-1 (10.244.1.6) with app=api",
         "its ports are TCP 80, UDP 53-99 or all of UDP; asked is TCP 5432",
         "its peers are pods app=none of namespace shop (there are none) or 10.0.0.0/9; the source is pod \
-         shop/api-1 (10.244.1.6) with app=api and tier=back",
+         shop/api-1 (10.244.1.6) with app=api",
         "it has no peers",
         "its ports are TCP http or port metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
          no port metrics",
