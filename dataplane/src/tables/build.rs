@@ -30,8 +30,8 @@ use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
 pub use names::Names;
-pub use objects::{Counts, Dangling};
 use objects::Objects;
+pub use objects::{Counts, Dangling};
 use pods::Pods;
 use policies::Rulebook;
 use services::Frontends;
@@ -286,6 +286,16 @@ impl Builder {
     /// One object.
     pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
+    }
+
+    /// The other nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &super::objects::Node> + '_ {
+        self.objects.nodes()
+    }
+
+    /// Name of the pod that has an address, attached here or not.
+    pub fn pod_at(&self, address: &Addr) -> Option<&str> {
+        self.pods.name_at(address, &self.ports)
     }
 
     /// A port as it was attached.

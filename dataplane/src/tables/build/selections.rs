@@ -43,7 +43,8 @@ impl Selections {
     pub fn change(&mut self, name: &str, object: Option<Arc<Object>>) -> (Selected, Vec<u32>) {
         let number = self.number(name);
         let old = std::mem::replace(&mut self.slots[number as usize].object, object);
-        let (old, new) = (identities(old.as_deref()), identities(self.slots[number as usize].object.as_deref()));
+        let (old, new) =
+            (identities(old.as_deref()), identities(self.slots[number as usize].object.as_deref()));
         let went: Vec<u32> = missing(old, new).collect();
         let came: Vec<u32> = missing(new, old).collect();
         for identity in &went {
