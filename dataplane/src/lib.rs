@@ -26,6 +26,7 @@ pub mod persist;
 pub mod ports;
 mod prefetch;
 pub mod rcu;
+pub mod rehearsal;
 #[cfg(feature = "daemon")]
 pub mod rpc;
 pub mod stages;
@@ -33,5 +34,6 @@ pub mod stats;
 mod sync;
 pub mod tables;
 pub mod verdict;
+pub mod whatif;
 pub mod wire;
 pub mod worker;

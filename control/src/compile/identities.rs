@@ -15,7 +15,7 @@ use crate::{hash::StableHash, state::Traits};
 const NAMED_PORTS: &str = "wirelane.io/named-ports";
 
 /// The id of every distinct set of traits.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Identities {
     ids: BTreeMap<Traits, u32>,
 }

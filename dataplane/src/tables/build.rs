@@ -63,7 +63,7 @@ pub struct UplinkRoutes {
 }
 
 /// The objects that the tables are compiled from, and the numbers given to their parts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Builder {
     objects: Objects,
     ports: Vec<Option<PortConfig>>,
@@ -79,7 +79,7 @@ pub struct Builder {
 }
 
 /// What the next tables have to take in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Changed {
     /// Objects, each as the current tables have it.
     objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,
@@ -266,6 +266,11 @@ impl Builder {
     /// Every open port.
     pub fn ports(&self) -> impl Iterator<Item = (PortId, &PortConfig)> + '_ {
         self.ports.iter().enumerate().filter_map(|(id, port)| Some((id as PortId, port.as_ref()?)))
+    }
+
+    /// Name of the pod that has an address.
+    pub fn pod_at(&self, address: &Addr) -> Option<&str> {
+        self.pods.holder(address, &self.ports)
     }
 
     /// Numbers and names.

@@ -18,7 +18,7 @@ use crate::wire::Addr;
 use crate::wire::ethernet::GATEWAY_MAC;
 
 /// Which pods have which addresses, and which ports.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pods {
     claims: BTreeSet<(Addr, Arc<str>)>,
     /// The port that has an address.
@@ -72,6 +72,15 @@ impl Pods {
     pub fn is_anothers(&self, address: Addr, pod: &str) -> bool {
         let claims = self.claims.range((address, Arc::default())..);
         !pod.is_empty() && claims.take_while(|claim| claim.0 == address).any(|(_, name)| **name != *pod)
+    }
+
+    /// Name of the pod that has an address.
+    pub fn holder<'a>(&'a self, address: &Addr, ports: &'a [Option<PortConfig>]) -> Option<&'a str> {
+        if let Some(config) = self.ports.get(address).and_then(|id| ports[*id as usize].as_ref()) {
+            return Some(&config.name);
+        }
+        let claims = self.claims.range((*address, Arc::default())..);
+        claims.take_while(|claim| claim.0 == *address).last().map(|(_, name)| &**name)
     }
 
     /// Brings the tables up to date.

@@ -14,7 +14,7 @@ use crate::tables::policy::{Direction, Policies, Subject, rule_name};
 use crate::tables::services::Id;
 
 /// Which policies isolate whom.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Isolation {
     /// In the order in which an identity's policies are asked: by name.
     isolating: BTreeSet<(Subject, Arc<str>)>,
