@@ -197,7 +197,8 @@ impl Reconciler {
                 _ = reply.send(self.compile());
             }
             Command::Shadow(reply) => {
-                let shadow = || Box::new(Shadow { state: self.state.clone(), compiler: self.compiler.clone() });
+                let shadow =
+                    || Box::new(Shadow { state: self.state.clone(), compiler: self.compiler.clone() });
                 _ = reply.send(self.is_synced.then(shadow));
             }
         }

@@ -19,8 +19,8 @@ use crate::{
     compile::address_bytes,
     model::Key,
     problem::Problems,
-    push::{self, Link},
     proposal::Proposal,
+    push::{self, Link},
     reconcile::{Cluster, Summary},
 };
 

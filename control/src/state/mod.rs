@@ -195,7 +195,9 @@ impl State {
             Kind::EndpointSlice => {
                 self.slices.get(name).map(|stored| Object::EndpointSlice(stored.object.clone()))
             }
-            Kind::NetworkPolicy => self.policies.get(name).map(|stored| Object::Policy(stored.object.clone())),
+            Kind::NetworkPolicy => {
+                self.policies.get(name).map(|stored| Object::Policy(stored.object.clone()))
+            }
         }
     }
 

@@ -158,8 +158,9 @@ pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32) -> v1::DropsRespons
 /// Each worker's latest `limit` drops.
 pub(super) fn recorded_drops(shared: &Shared, limit: usize) -> Vec<(usize, DropRecord)> {
     let workers = shared.stats.iter().enumerate();
-    let of =
-        |(worker, stats): (usize, &WorkerStats)| stats.drop_ring.latest(limit).into_iter().map(move |record| (worker, record));
+    let of = |(worker, stats): (usize, &WorkerStats)| {
+        stats.drop_ring.latest(limit).into_iter().map(move |record| (worker, record))
+    };
     workers.flat_map(of).collect()
 }
 

@@ -119,7 +119,7 @@ fn flow_table(table: &FlowTableStatus) -> Value {
     })
 }
 
-fn tuple(tuple: &Tuple) -> Value {
+pub(super) fn tuple(tuple: &Tuple) -> Value {
     json!({
         "source": address(&tuple.source),
         "destination": address(&tuple.destination),
@@ -218,7 +218,7 @@ fn one_drop(drop: &Drop) -> Value {
     })
 }
 
-fn problem(problem: &Problem) -> Value {
+pub(super) fn problem(problem: &Problem) -> Value {
     json!({ "file": problem.file, "object": problem.object, "field": problem.field, "reason": problem.reason })
 }
 
