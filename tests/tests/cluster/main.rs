@@ -25,3 +25,4 @@ mod policies;
 mod restarts;
 mod services;
 mod tunnels;
+mod whatif;
