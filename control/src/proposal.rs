@@ -145,6 +145,7 @@ fn parse_kind(text: &str) -> Option<Kind> {
         Kind::Service => "svc",
         Kind::EndpointSlice => "endpointslices",
         Kind::NetworkPolicy => "netpol",
+        Kind::ClusterNetworkPolicy => "cnp",
     };
     Kind::ALL.into_iter().find(|kind| {
         let name = kind.as_str().to_ascii_lowercase();

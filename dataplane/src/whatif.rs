@@ -2,7 +2,6 @@
 //! are judged by the tables of now and by a shadow of them with the change. Nothing live is touched.
 
 use std::io;
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 

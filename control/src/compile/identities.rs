@@ -15,6 +15,7 @@ use super::{Change, Ref, protocol};
 use crate::{hash::StableHash, state::Traits};
 
 /// The id of every distinct set of traits.
+#[derive(Clone)]
 pub(super) struct Identities {
     ids: BTreeMap<Arc<Traits>, u32>,
     taken: HashSet<u32>,
@@ -24,7 +25,7 @@ pub(super) struct Identities {
 }
 
 /// What a change did to the ids. An id that moved is gone from some traits and came to them as another.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Moves {
     pub(super) gone: Vec<(Arc<Traits>, u32)>,
     pub(super) came: Vec<(Arc<Traits>, u32)>,

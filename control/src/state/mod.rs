@@ -203,7 +203,7 @@ impl State {
             Kind::EndpointSlice => {
                 self.slices.get(name).map(|stored| Object::EndpointSlice(stored.object.clone()))
             }
-            Kind::NetworkPolicy => {
+            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => {
                 self.policies.get(name).map(|stored| Object::Policy(stored.object.clone()))
             }
         }

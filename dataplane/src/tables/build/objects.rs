@@ -162,7 +162,9 @@ impl Counts {
             ObjectKey::Pod(_) => Some(&mut self.pods),
             ObjectKey::Service(_) => Some(&mut self.services),
             ObjectKey::Policy(_) => Some(&mut self.policies),
-            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) | ObjectKey::Selection(_) => None,
+            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) | ObjectKey::Selection(_) => {
+                None
+            }
         }
     }
 }
