@@ -12,6 +12,7 @@ pub mod config;
 pub mod dataplane;
 pub mod endings;
 pub mod engine;
+pub mod explain;
 #[cfg(feature = "daemon")]
 pub mod housekeeper;
 pub mod io;

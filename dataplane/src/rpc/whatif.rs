@@ -25,7 +25,7 @@ pub fn what_if<P: Ports>(dataplane: &Dataplane<P>, change: Transaction) -> io::R
         shadow.live(&Connection { original: flow.original, reply: flow.reply, service: flow.service });
         connections += 1;
     }
-    for (_, record) in recorded_drops(shared, usize::MAX) {
+    for (_, record) in recorded_drops(shared, false) {
         shadow.dropped(&record);
         drops += 1;
     }

@@ -284,6 +284,16 @@ impl Builder {
         self.objects.get(key)
     }
 
+    /// The other nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &super::objects::Node> + '_ {
+        self.objects.nodes()
+    }
+
+    /// Name of the pod that has an address, attached here or not.
+    pub fn pod_at(&self, address: &Addr) -> Option<&str> {
+        self.pods.name_at(address, &self.ports)
+    }
+
     /// A port as it was attached.
     pub fn port(&self, id: PortId) -> Option<&PortConfig> {
         self.ports.get(id as usize)?.as_ref()

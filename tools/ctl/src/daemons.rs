@@ -14,10 +14,10 @@ use wirelane_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
         AttachPodRequest, AttachPodResponse, ControlStatusRequest, ControlStatusResponse, DetachPodRequest,
-        DropsRequest, DropsResponse, ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest,
-        Object, ProposeRequest, ProposeResponse, ServiceView, ServicesRequest, SnapshotRequest,
-        StatusRequest, StatusResponse, control_client::ControlClient, dataplane_client::DataplaneClient,
-        snapshot_item::Item,
+        DropsRequest, DropsResponse, ExplainRequest, ExplainResponse, ExplainServiceRequest,
+        ExplainServiceResponse, Flow, FlowsRequest, Object, ProposeRequest, ProposeResponse, ServiceView,
+        ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse, control_client::ControlClient,
+        dataplane_client::DataplaneClient, snapshot_item::Item,
     },
 };
 
@@ -113,6 +113,14 @@ impl Daemons {
     /// As [`Daemons::status`].
     pub fn explain_service(&self, request: ExplainServiceRequest) -> Result<ExplainServiceResponse> {
         self.dataplane(async |mut client| Ok(client.explain_service(request).await?.into_inner()))
+    }
+
+    /// Which policies and rules decide about a connection.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`]; also if it is not clear which connection is meant.
+    pub fn explain(&self, request: ExplainRequest) -> Result<ExplainResponse> {
+        self.dataplane(async |mut client| Ok(client.explain(request).await?.into_inner()))
     }
 
     /// The sums by reason, and the latest `limit` drops.

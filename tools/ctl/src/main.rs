@@ -18,7 +18,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 use wirelane::{Daemons, daemons, daemons::address_bytes, traffic};
-use wirelane_proto::v1::{ExplainServiceRequest, Protocol};
+use wirelane_proto::v1::{ExplainRequest, ExplainServiceRequest, Protocol, explain_response::Outcome};
 
 /// Asks and steers the daemons of a Wirelane node.
 #[derive(Debug, Parser)]
@@ -61,6 +61,23 @@ enum Command {
         /// Return when none is left.
         #[arg(long)]
         wait: bool,
+    },
+    /// Say which policy and rule let a connection be, or not, and why.
+    ///
+    /// At each end it says which rule decides; or which policies isolate, and of each of their rules why it does not
+    /// match. It is answered by the matcher and the tables that packets meet, also for pods of other nodes.
+    /// To a Service, every backend that the connection may get is judged.
+    ///
+    /// Exits with 3 if it is denied, or may be: on one IP family, or at one backend.
+    Explain {
+        /// Who begins it: a pod as "namespace/name" (or "name", if there is only one), or an address.
+        from: String,
+        /// Where it goes: the same, or a Service as "service/namespace/name".
+        to: String,
+        /// PORT or PORT/PROTOCOL (tcp, udp, sctp; tcp unless said otherwise), the port by number or by what the pod or
+        /// Service that it goes to calls it; or "icmp".
+        #[arg(value_name = "PORT[/PROTOCOL]")]
+        port: PortAsked,
     },
     /// Show what was dropped: sums by reason, and the latest packets.
     Drops {
@@ -121,6 +138,34 @@ enum About {
     },
 }
 
+/// A port, by number or name, and an IANA protocol number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PortAsked {
+    port: String,
+    protocol: u32,
+}
+
+impl FromStr for PortAsked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PortAsked, String> {
+        if text.eq_ignore_ascii_case("icmp") {
+            return Ok(PortAsked { port: String::new(), protocol: 0x01 });
+        }
+        let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => 0x06,
+            "udp" => 0x11,
+            "sctp" => 0x84,
+            _ => return Err("the protocol is neither tcp, udp nor sctp (and \"icmp\" has no port)".to_owned()),
+        };
+        if port.is_empty() {
+            return Err("there is no port".to_owned());
+        }
+        Ok(PortAsked { port: port.to_owned(), protocol })
+    }
+}
+
 /// An address, port and protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Destination {
@@ -156,6 +201,9 @@ impl FromStr for Client {
         with_port.or_else(|_| text.parse().map(|ip| Client(ip, 0))).map_err(|_| "no address".to_owned())
     }
 }
+
+/// A connection is denied, or may be.
+const DENIED: u8 = 3;
 
 /// While connections are left at backends that drain.
 const STILL_DRAINING: u8 = 2;
@@ -203,7 +251,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 client: from.map(|client| address_bytes(client.0)).unwrap_or_default(),
                 client_port: from.map_or(0, |client| client.1.into()),
             })?;
-            print(&|| show::explained_table(&explained), &|| show::explained_json(&explained))?;
+            print(&|| show::service_explained_table(&explained), &|| show::service_explained_json(&explained))?;
         }
         Command::Drain { service, wait } => {
             let look = || anyhow::Ok(show::Drain::of(daemons.services()?, service.as_deref()));
@@ -215,6 +263,18 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             print(&|| drain.table(), &|| drain.json())?;
             if !drain.is_over() {
                 return Ok(ExitCode::from(STILL_DRAINING));
+            }
+        }
+        Command::Explain { from, to, port: PortAsked { port, protocol } } => {
+            let explained = daemons.explain(ExplainRequest {
+                from: from.clone(),
+                to: to.clone(),
+                port: port.clone(),
+                protocol: *protocol,
+            })?;
+            print(&|| show::explained_table(&explained), &|| show::explained_json(&explained))?;
+            if explained.outcome() != Outcome::Allowed {
+                return Ok(ExitCode::from(DENIED));
             }
         }
         Command::Drops { limit } => {
@@ -290,6 +350,17 @@ mod tests {
             [Ok(Client(address, 0)), Ok(Client(address, 99))]
         );
         assert!("nobody".parse::<Client>().is_err());
+    }
+
+    #[test]
+    fn a_port_has_a_number_or_a_name_and_icmp_has_none() {
+        let asked = |port: &str, protocol| Ok(PortAsked { port: port.to_owned(), protocol });
+        assert_eq!("80".parse(), asked("80", 6));
+        assert_eq!("dns/UDP".parse(), asked("dns", 17));
+        assert_eq!("icmp".parse(), asked("", 1));
+        for wrong in ["80/icmp", "/tcp", "80/"] {
+            assert!(wrong.parse::<PortAsked>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -72,6 +72,15 @@ impl Pods {
         self.stale.extend(self.claims.iter().map(|(address, _)| *address));
     }
 
+    /// Name of the pod that has an address.
+    pub fn name_at<'a>(&'a self, address: &Addr, ports: &'a [Option<PortConfig>]) -> Option<&'a str> {
+        if let Some(id) = self.ports.get(address) {
+            return ports[*id as usize].as_ref().map(|config| config.name.as_str());
+        }
+        let claims = self.claims.range((*address, Arc::default())..);
+        claims.take_while(|claim| claim.0 == *address).last().map(|(_, name)| &**name)
+    }
+
     /// Whether an address is by now another pod's than this one's (empty: nobody knows whose it was).
     pub fn is_anothers(&self, address: Addr, pod: &str) -> bool {
         let claims = self.claims.range((address, Arc::default())..);

@@ -4,6 +4,9 @@
 //! in one direction, and all subjects for which it would be the same share it. A policy that has changed has its programs
 //! compiled anew, each once; a selection that has changed, the entries of the identities that came or went.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

@@ -214,6 +214,8 @@ fn one_drop(drop: &Drop) -> Value {
         "source_pod": drop.source_pod,
         "destination_pod": drop.destination_pod,
         "policies": drop.policies,
+        "rule": drop.rule,
+        "audit": drop.audit,
         "revision": drop.revision,
     })
 }

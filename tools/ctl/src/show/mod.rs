@@ -3,6 +3,7 @@
 mod drain;
 mod drops;
 mod explain;
+mod explain_service;
 mod flows;
 mod grid;
 mod json;
@@ -17,6 +18,7 @@ pub use self::{
     drain::Drain,
     drops::drops_table,
     explain::{explained_json, explained_table},
+    explain_service::{service_explained_json, service_explained_table},
     flows::flows_table,
     grid::bordered,
     json::{attached_json, drops_json, flows_json, services_json},
