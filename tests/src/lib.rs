@@ -12,6 +12,7 @@ pub mod node;
 pub mod packet;
 pub mod random;
 pub mod scene;
+pub mod stage;
 pub mod verdicts;
 
 /// Whether this test can run. One that cannot fails, unless it is told to be skipped.
