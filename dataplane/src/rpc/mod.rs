@@ -26,7 +26,7 @@ use wirelane_proto::MAX_MESSAGE_BYTES;
 use wirelane_proto::v1;
 use wirelane_proto::v1::dataplane_server::{Dataplane as DataplaneRpc, DataplaneServer};
 
-use crate::dataplane::{AttachError, Dataplane, Live, Transaction};
+use crate::dataplane::{AttachError, Dataplane, Live, Refused, Transaction};
 use crate::ports::{Ports, chain};
 use crate::tables::objects::Object;
 use convert::{Invalid, InvalidObject};
@@ -255,11 +255,12 @@ fn apply<P: Ports>(dataplane: &Dataplane<P>, message: &v1::Transaction, received
             latency_us: latency.as_micros() as u64,
             error: None,
         },
-        Err(mismatch) => refused(v1::ApplyError {
+        Err(Refused::Base(mismatch)) => refused(v1::ApplyError {
             code: v1::apply_error::Code::BaseMismatch.into(),
             reason: mismatch.to_string(),
             ..v1::ApplyError::default()
         }),
+        Err(Refused::Dangling(dangling)) => refused(convert::dangling_error(&dangling)),
     }
 }
 

@@ -143,7 +143,8 @@ pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32) -> v1::DropsRespons
     latest.drain(..latest.len().saturating_sub(limit));
 
     let tables = shared.tables();
-    let pods = Pods::of(&dataplane.state());
+    let state = dataplane.state();
+    let pods = Pods::of(&state);
     let latest = latest.into_iter().map(|(worker, record)| v1::Drop {
         at_unix_ns: unix_ns(time - Duration::from_millis(age(&record).into())),
         worker: worker as u32,
@@ -154,7 +155,7 @@ pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32) -> v1::DropsRespons
         tuple: Some(tuple(&record.key)),
         source_pod: pods.name(&record.key.src),
         destination_pod: pods.name(&record.key.dst),
-        policies: policies(&record, &tables),
+        policies: policies(&record, &state, &tables),
         revision: record.revision,
     });
     v1::DropsResponse { totals: drop_totals(shared), latest: latest.collect() }
@@ -236,21 +237,21 @@ fn drop_totals(shared: &Shared) -> Vec<v1::DropCount> {
     totals.filter(|count| count.packets > 0).collect()
 }
 
-/// The policies that isolate the pod that refused a packet.
-fn policies(record: &DropRecord, tables: &Tables) -> Vec<String> {
-    let isolating = |direction| {
-        let policies = tables.policies.isolating(direction, record.subject).iter();
-        policies.map(ToString::to_string).collect::<Vec<_>>()
+/// The policies that are about the pod that refused a packet.
+fn policies(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String> {
+    let about = |direction| {
+        let policies = state.builder.policies_about(direction, record.subject).into_iter();
+        policies.map(|policy| policy.name.clone()).collect::<Vec<_>>()
     };
     let mut names: Vec<String> = match record.reason {
-        DropReason::PolicyIngress => isolating(Direction::Ingress),
-        DropReason::PolicyEgress => isolating(Direction::Egress),
+        DropReason::PolicyIngress => about(Direction::Ingress),
+        DropReason::PolicyEgress => about(Direction::Egress),
         // It does not say at which end: at the one that has the identity.
         DropReason::PolicyCut => {
             [(&record.key.dst, Direction::Ingress), (&record.key.src, Direction::Egress)]
                 .into_iter()
                 .filter(|(address, _)| tables.identity(address) == record.subject)
-                .flat_map(|(_, direction)| isolating(direction))
+                .flat_map(|(_, direction)| about(direction))
                 .collect()
         }
         _ => Vec::new(),

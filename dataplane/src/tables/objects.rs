@@ -23,7 +23,9 @@ pub enum ObjectKey {
     Identity(u32),
     /// A Service, by "namespace/name".
     Service(String),
-    /// A NetworkPolicy, by "namespace/name".
+    /// A set of identities, by what it selects.
+    Selection(String),
+    /// A NetworkPolicy, by "namespace/name", or a ClusterNetworkPolicy, by "name".
     Policy(String),
 }
 
@@ -35,6 +37,7 @@ impl fmt::Display for ObjectKey {
             ObjectKey::Pod(name) => write!(f, "Pod {name}"),
             ObjectKey::Identity(id) => write!(f, "Identity {id}"),
             ObjectKey::Service(name) => write!(f, "Service {name}"),
+            ObjectKey::Selection(name) => write!(f, "Selection {name}"),
             ObjectKey::Policy(name) => write!(f, "Policy {name}"),
         }
     }
@@ -53,6 +56,8 @@ pub enum Object {
     Identity(Identity),
     /// See [`Service`].
     Service(Service),
+    /// See [`Selection`].
+    Selection(Selection),
     /// See [`Policy`].
     Policy(Policy),
 }
@@ -66,6 +71,7 @@ impl Object {
             Object::Pod(pod) => ObjectKey::Pod(pod.name.clone()),
             Object::Identity(identity) => ObjectKey::Identity(identity.id),
             Object::Service(service) => ObjectKey::Service(service.name.clone()),
+            Object::Selection(selection) => ObjectKey::Selection(selection.name.clone()),
             Object::Policy(policy) => ObjectKey::Policy(policy.name.clone()),
         }
     }
@@ -73,6 +79,16 @@ impl Object {
     /// The pod, if it is one.
     pub fn pod(&self) -> Option<&Pod> {
         if let Object::Pod(pod) = self { Some(pod) } else { None }
+    }
+
+    /// The identity, if it is one.
+    pub fn identity(&self) -> Option<&Identity> {
+        if let Object::Identity(identity) = self { Some(identity) } else { None }
+    }
+
+    /// The selection, if it is one.
+    pub fn selection(&self) -> Option<&Selection> {
+        if let Object::Selection(selection) = self { Some(selection) } else { None }
     }
 
     /// The Service, if it is one.
@@ -109,6 +125,8 @@ pub struct LocalNode {
     pub clamp_mss: bool,
     /// Whether Services' addresses answer echo requests.
     pub answer_echo: bool,
+    /// Whether both ends of a TCP connection that policy cuts are told.
+    pub reset_cut_flows: bool,
     /// Seconds for which connections to a backend that is gone may go on.
     pub backend_grace_seconds: u32,
 }
@@ -183,6 +201,8 @@ pub struct Identity {
     pub namespace: String,
     /// Labels of its pods.
     pub labels: BTreeMap<String, String>,
+    /// What its pods call their ports.
+    pub named_ports: Vec<NamedPort>,
 }
 
 /// A Service.
@@ -318,38 +338,124 @@ pub enum Usable {
     Drained,
 }
 
-/// A NetworkPolicy with its selectors resolved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// "namespace/name".
+/// The identities that a selector chooses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// In words, the same for all that mean the same.
     pub name: String,
-    /// Identities that it selects.
-    pub subjects: Vec<u32>,
+    /// Ascending.
+    pub identities: Vec<u32>,
+}
+
+impl Selection {
+    /// Whether it chooses an identity.
+    pub fn contains(&self, identity: u32) -> bool {
+        self.identities.binary_search(&identity).is_ok()
+    }
+}
+
+/// A NetworkPolicy, or a ClusterNetworkPolicy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// "namespace/name", or "name".
+    pub name: String,
+    /// When it is asked.
+    pub tier: Tier,
+    /// When it is asked among those of its tier: the lowest first, of equals the first by name.
+    pub priority: u32,
+    /// Names of selections: it is about the identities of any of them.
+    pub subjects: Vec<String>,
     /// Whether it isolates them for ingress.
     pub isolates_ingress: bool,
     /// Whether it isolates them for egress.
     pub isolates_egress: bool,
-    /// What may come in.
+    /// What may come in, or not.
     pub ingress: Vec<Rule>,
-    /// What may go out.
+    /// What may go out, or not.
     pub egress: Vec<Rule>,
+    /// Whether what it would deny passes and is only told.
+    pub audit: bool,
+    /// Why it denies everything instead of what it says, or empty.
+    pub fault: String,
+}
+
+/// Tiers of policies, in the order in which they are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tier {
+    /// ClusterNetworkPolicies that come first.
+    Admin,
+    /// NetworkPolicies.
+    #[default]
+    NetworkPolicy,
+    /// ClusterNetworkPolicies for those whom no NetworkPolicy isolates.
+    Baseline,
+}
+
+/// What a rule does with what it matches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Action {
+    /// It may be.
+    #[default]
+    Accept,
+    /// It may not.
+    Deny,
+    /// The next tier decides.
+    Pass,
 }
 
 /// One rule of a policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Position in the policy's list.
     pub index: u32,
-    /// Holds for these subjects only; empty: for all of the policy.
-    pub subjects: Vec<u32>,
+    /// What the policy calls it, or empty.
+    pub name: String,
+    /// What it does.
+    pub action: Action,
     /// Whether every peer matches.
     pub any_peer: bool,
-    /// Identities that match.
-    pub peer_identities: Vec<u32>,
+    /// Names of the selections that match.
+    pub peer_selections: Vec<String>,
     /// Ranges that match.
     pub peer_blocks: Vec<IpBlock>,
-    /// Ports that match; empty: every port and protocol.
+    /// Ports that match. Without any, named ones included, every port and protocol does.
     pub ports: Vec<PortRange>,
+    /// Names of ports that match, by the names that the destination pod has.
+    pub named_ports: Vec<PortName>,
+}
+
+impl Rule {
+    /// Whether every port of every protocol matches.
+    pub fn is_for_every_port(&self) -> bool {
+        self.ports.is_empty() && self.named_ports.is_empty()
+    }
+}
+
+/// A name that pods give to one of their ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortName {
+    /// The name.
+    pub name: String,
+    /// IANA protocol number; `None`: of any protocol.
+    pub proto: Option<u8>,
+}
+
+/// A port with the name that a pod has for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedPort {
+    /// The name.
+    pub name: String,
+    /// IANA protocol number.
+    pub proto: u8,
+    /// The port.
+    pub port: u16,
+}
+
+impl PortName {
+    /// Whether this is such a port.
+    pub fn is_for(&self, port: &NamedPort) -> bool {
+        self.name == port.name && self.proto.is_none_or(|proto| proto == port.proto)
+    }
 }
 
 /// A range of addresses with holes.

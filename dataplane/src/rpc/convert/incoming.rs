@@ -9,9 +9,11 @@ use wirelane_proto::v1;
 use wirelane_proto::v1::object::Object as Kind;
 
 use crate::dataplane::Attachment;
+use crate::tables::build::Dangling;
 use crate::tables::objects::{
-    Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, Node, Object,
-    ObjectKey, Pod, Policy, PortRange, Rule, Service, ServicePort, Usable,
+    Action, Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, NamedPort,
+    Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Rule, Selection, Service, ServicePort, Tier,
+    Usable,
 };
 use crate::wire::ethernet::{Mac, is_group};
 use crate::wire::{Addr, proto};
@@ -47,6 +49,23 @@ impl From<InvalidObject> for v1::ApplyError {
     }
 }
 
+/// A transaction that would leave a policy without a selection that it names.
+pub fn dangling_error(dangling: &Dangling) -> v1::ApplyError {
+    let (kind, name, field) = match dangling {
+        Dangling::Named { policy, field, .. } => (v1::Kind::Policy, policy, field.clone()),
+        Dangling::Used { selection, .. } => (v1::Kind::Selection, selection, String::new()),
+    };
+    v1::ApplyError {
+        code: v1::apply_error::Code::InvalidObject.into(),
+        object: Some(v1::ObjectRef { kind: kind.into(), name: name.clone() }),
+        field,
+        reason: match dangling {
+            Dangling::Named { selection, .. } => format!("there is no selection {selection:?}"),
+            Dangling::Used { times, .. } => format!("cannot go: policies name it {times} times"),
+        },
+    }
+}
+
 /// An object of the tables.
 ///
 /// # Errors
@@ -59,6 +78,7 @@ pub fn object(message: &v1::Object) -> Result<Object, InvalidObject> {
         Some(Kind::Identity(message)) => identity(message).map(Object::Identity),
         Some(Kind::Service(message)) => service(message).map(Object::Service),
         Some(Kind::Policy(message)) => policy(message).map(Object::Policy),
+        Some(Kind::Selection(message)) => selection(message).map(Object::Selection),
         None => Err(Invalid::new("object", "is of no kind that this dataplane knows")),
     };
     object.map_err(|invalid| InvalidObject { object: reference_of(message), invalid })
@@ -80,6 +100,8 @@ pub fn key(reference: &v1::ObjectRef) -> Result<ObjectKey, InvalidObject> {
             Err(_) => Err(Invalid::new("name", "is no number")),
         },
         Ok(v1::Kind::Service) => full_name("name", text).map(ObjectKey::Service),
+        Ok(v1::Kind::Selection) => selection_name("name", text).map(ObjectKey::Selection),
+        Ok(v1::Kind::Policy) if !text.contains('/') => name("name", text).map(ObjectKey::Policy),
         Ok(v1::Kind::Policy) => full_name("name", text).map(ObjectKey::Policy),
         Ok(v1::Kind::Unspecified) | Err(_) => Err(Invalid::new("kind", "is none that this dataplane knows")),
     };
@@ -147,6 +169,7 @@ fn reference_of(message: &v1::Object) -> v1::ObjectRef {
         Some(Kind::Identity(identity)) => (v1::Kind::Identity, identity.id.to_string()),
         Some(Kind::Service(service)) => (v1::Kind::Service, spelled(&service.namespace, &service.name)),
         Some(Kind::Policy(policy)) => (v1::Kind::Policy, spelled(&policy.namespace, &policy.name)),
+        Some(Kind::Selection(selection)) => (v1::Kind::Selection, selection.name.clone()),
         None => (v1::Kind::Unspecified, String::new()),
     };
     v1::ObjectRef { kind: kind.into(), name }
@@ -181,6 +204,7 @@ fn local_node(message: &v1::LocalNode) -> Result<LocalNode, Invalid> {
             .map_err(|invalid| invalid.within("masquerade"))?,
         clamp_mss: message.clamp_mss,
         answer_echo: message.answer_echo,
+        reset_cut_flows: message.reset_cut_flows,
         backend_grace_seconds: message.backend_grace_seconds,
     })
 }
@@ -220,7 +244,24 @@ fn identity(message: &v1::Identity) -> Result<Identity, Invalid> {
         id: identity_id("id", message.id)?,
         namespace: name("namespace", &message.namespace)?,
         labels: message.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        named_ports: list("named_ports", &message.named_ports, named_port)?,
     })
+}
+
+fn named_port(message: &v1::NamedPort) -> Result<NamedPort, Invalid> {
+    Ok(NamedPort {
+        name: name("name", &message.name)?,
+        proto: protocol("protocol", message.protocol)?,
+        port: port("port", message.port)?,
+    })
+}
+
+fn selection(message: &v1::Selection) -> Result<Selection, Invalid> {
+    let identities = identity_ids("identities", &message.identities)?;
+    if let Some(n) = identities.windows(2).position(|pair| pair[0] >= pair[1]) {
+        return Err(Invalid::new(format!("identities[{}]", n + 1), "is not after the one before it"));
+    }
+    Ok(Selection { name: selection_name("name", &message.name)?, identities })
 }
 
 fn service(message: &v1::Service) -> Result<Service, Invalid> {
@@ -330,28 +371,88 @@ fn usable(field: &str, number: i32) -> Result<Usable, Invalid> {
 }
 
 fn policy(message: &v1::Policy) -> Result<Policy, Invalid> {
+    let tier = tier(message.tier)?;
+    let is_in_namespace = !message.namespace.is_empty();
+    if is_in_namespace != (tier == Tier::NetworkPolicy) {
+        return Err(Invalid::new("tier", "is NETWORK_POLICY without a namespace, or another with one"));
+    }
+    if tier != Tier::NetworkPolicy && (message.isolates_ingress || message.isolates_egress) {
+        return Err(Invalid::new(
+            "isolates_ingress",
+            "is for the tier NETWORK_POLICY only, as is isolates_egress",
+        ));
+    }
+    let rule = |message: &v1::Rule| match rule(message) {
+        Ok(rule) if tier == Tier::NetworkPolicy && rule.action != Action::Accept => {
+            Err(Invalid::new("action", "is not ACCEPT, in the tier NETWORK_POLICY"))
+        }
+        rule => rule,
+    };
     Ok(Policy {
-        name: join(&message.namespace, &message.name)?,
-        subjects: identity_ids("subjects", &message.subjects)?,
+        name: if is_in_namespace {
+            join(&message.namespace, &message.name)?
+        } else {
+            name("name", &message.name)?
+        },
+        tier,
+        priority: message.priority,
+        subjects: selection_names("subjects", &message.subjects)?,
         isolates_ingress: message.isolates_ingress,
         isolates_egress: message.isolates_egress,
         ingress: list("ingress", &message.ingress, rule)?,
         egress: list("egress", &message.egress, rule)?,
+        audit: message.audit,
+        fault: message.fault.clone(),
     })
 }
 
+fn tier(number: i32) -> Result<Tier, Invalid> {
+    match v1::Tier::try_from(number) {
+        Ok(v1::Tier::Admin) => Ok(Tier::Admin),
+        Ok(v1::Tier::NetworkPolicy) => Ok(Tier::NetworkPolicy),
+        Ok(v1::Tier::Baseline) => Ok(Tier::Baseline),
+        Ok(v1::Tier::Unspecified) | Err(_) => Err(Invalid::new("tier", "is none that this dataplane knows")),
+    }
+}
+
 fn rule(message: &v1::Rule) -> Result<Rule, Invalid> {
-    if message.any_peer && !(message.peer_identities.is_empty() && message.peer_blocks.is_empty()) {
+    if message.any_peer && !(message.peer_selections.is_empty() && message.peer_blocks.is_empty()) {
         return Err(Invalid::new("any_peer", "is set beside peers: is it everyone, or these?"));
     }
     Ok(Rule {
         index: message.index,
-        subjects: identity_ids("subjects", &message.subjects)?,
+        name: message.name.clone(),
+        action: match v1::Action::try_from(message.action) {
+            Ok(v1::Action::Accept) => Action::Accept,
+            Ok(v1::Action::Deny) => Action::Deny,
+            Ok(v1::Action::Pass) => Action::Pass,
+            Ok(v1::Action::Unspecified) | Err(_) => {
+                return Err(Invalid::new("action", "is none that this dataplane knows"));
+            }
+        },
         any_peer: message.any_peer,
-        peer_identities: identity_ids("peer_identities", &message.peer_identities)?,
+        peer_selections: selection_names("peer_selections", &message.peer_selections)?,
         peer_blocks: list("peer_blocks", &message.peer_blocks, ip_block)?,
         ports: list("ports", &message.ports, port_range)?,
+        named_ports: list("named_ports", &message.named_ports, port_name)?,
     })
+}
+
+fn port_name(message: &v1::PortName) -> Result<PortName, Invalid> {
+    let proto = match v1::Protocol::try_from(message.protocol) {
+        Ok(v1::Protocol::Unspecified) => None,
+        _ => Some(protocol("protocol", message.protocol)?),
+    };
+    Ok(PortName { name: name("name", &message.name)?, proto })
+}
+
+fn selection_names(field: &str, names: &[String]) -> Result<Vec<String>, Invalid> {
+    names.iter().enumerate().map(|(n, name)| selection_name(&format!("{field}[{n}]"), name)).collect()
+}
+
+/// Words: what they say is the control process' own business.
+fn selection_name(field: &str, text: &str) -> Result<String, Invalid> {
+    if text.is_empty() { Err(Invalid::new(field, "is empty")) } else { Ok(text.into()) }
 }
 
 fn ip_block(message: &v1::IpBlock) -> Result<IpBlock, Invalid> {

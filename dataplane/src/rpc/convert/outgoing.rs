@@ -6,7 +6,8 @@ use wirelane_proto::v1::object::Object as Kind;
 
 use crate::dataplane::Attachment;
 use crate::tables::objects::{
-    Algorithm, Backend, Frontend, FrontendKind, Masquerade, Object, ObjectKey, Rule, ServicePort, Usable,
+    Action, Algorithm, Backend, Frontend, FrontendKind, Masquerade, NamedPort, Object, ObjectKey, PortName,
+    Rule, ServicePort, Tier, Usable,
 };
 use crate::wire::{Addr, proto};
 
@@ -24,6 +25,7 @@ pub fn object_message(object: &Object) -> v1::Object {
             masquerade: node.masquerade.as_ref().map(masquerade_message),
             clamp_mss: node.clamp_mss,
             answer_echo: node.answer_echo,
+            reset_cut_flows: node.reset_cut_flows,
             backend_grace_seconds: node.backend_grace_seconds,
         }),
         Object::Node(node) => Kind::Node(v1::Node {
@@ -46,6 +48,7 @@ pub fn object_message(object: &Object) -> v1::Object {
             id: identity.id,
             namespace: identity.namespace.clone(),
             labels: identity.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            named_ports: identity.named_ports.iter().map(named_port_message).collect(),
         }),
         Object::Service(service) => {
             let (namespace, name) = split(&service.name);
@@ -66,13 +69,21 @@ pub fn object_message(object: &Object) -> v1::Object {
             Kind::Policy(v1::Policy {
                 namespace,
                 name,
+                tier: tier_message(policy.tier).into(),
+                priority: policy.priority,
                 subjects: policy.subjects.clone(),
                 isolates_ingress: policy.isolates_ingress,
                 isolates_egress: policy.isolates_egress,
                 ingress: policy.ingress.iter().map(rule_message).collect(),
                 egress: policy.egress.iter().map(rule_message).collect(),
+                audit: policy.audit,
+                fault: policy.fault.clone(),
             })
         }
+        Object::Selection(selection) => Kind::Selection(v1::Selection {
+            name: selection.name.clone(),
+            identities: selection.identities.clone(),
+        }),
     };
     v1::Object { object: Some(object) }
 }
@@ -85,6 +96,7 @@ pub fn key_message(key: &ObjectKey) -> v1::ObjectRef {
         ObjectKey::Pod(name) => (v1::Kind::Pod, name.clone()),
         ObjectKey::Identity(id) => (v1::Kind::Identity, id.to_string()),
         ObjectKey::Service(name) => (v1::Kind::Service, name.clone()),
+        ObjectKey::Selection(name) => (v1::Kind::Selection, name.clone()),
         ObjectKey::Policy(name) => (v1::Kind::Policy, name.clone()),
     };
     v1::ObjectRef { kind: kind.into(), name }
@@ -180,12 +192,44 @@ fn service_port_message(port: &ServicePort) -> v1::ServicePort {
     }
 }
 
+/// A tier as the contract has it.
+pub fn tier_message(tier: Tier) -> v1::Tier {
+    match tier {
+        Tier::Admin => v1::Tier::Admin,
+        Tier::NetworkPolicy => v1::Tier::NetworkPolicy,
+        Tier::Baseline => v1::Tier::Baseline,
+    }
+}
+
+/// An action as the contract has it.
+pub fn action_message(action: Action) -> v1::Action {
+    match action {
+        Action::Accept => v1::Action::Accept,
+        Action::Deny => v1::Action::Deny,
+        Action::Pass => v1::Action::Pass,
+    }
+}
+
+fn named_port_message(port: &NamedPort) -> v1::NamedPort {
+    v1::NamedPort {
+        name: port.name.clone(),
+        protocol: protocol_message(port.proto).into(),
+        port: port.port.into(),
+    }
+}
+
+fn port_name_message(port: &PortName) -> v1::PortName {
+    let protocol = port.proto.map_or(v1::Protocol::Unspecified, protocol_message);
+    v1::PortName { name: port.name.clone(), protocol: protocol.into() }
+}
+
 fn rule_message(rule: &Rule) -> v1::Rule {
     v1::Rule {
         index: rule.index,
-        subjects: rule.subjects.clone(),
+        name: rule.name.clone(),
+        action: action_message(rule.action).into(),
         any_peer: rule.any_peer,
-        peer_identities: rule.peer_identities.clone(),
+        peer_selections: rule.peer_selections.clone(),
         peer_blocks: rule
             .peer_blocks
             .iter()
@@ -203,6 +247,7 @@ fn rule_message(rule: &Rule) -> v1::Rule {
                 last: range.last.into(),
             })
             .collect(),
+        named_ports: rule.named_ports.iter().map(port_name_message).collect(),
     }
 }
 
