@@ -53,6 +53,9 @@ pub struct Config {
     /// How long connections to a backend that is gone may go on, in seconds.
     #[serde(default = "defaults::backend_grace_seconds")]
     pub backend_grace_seconds: u32,
+    /// Whether both ends of a TCP connection that a change of the policies cuts get a reset.
+    #[serde(default)]
+    pub reset_cut_flows: bool,
     /// How pods reach the outside.
     #[serde(default)]
     pub masquerade: Masquerade,
@@ -262,6 +265,7 @@ impl Config {
             clamp_mss: self.clamp_mss,
             answer_echo: self.answer_echo,
             backend_grace_seconds: self.backend_grace_seconds,
+            reset_cut_flows: self.reset_cut_flows,
         }
     }
 }

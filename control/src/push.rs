@@ -21,6 +21,7 @@ use wirelane_proto::{
 
 use crate::{
     compile::Ref,
+    model::Fault,
     problem::{Problem, Problems, Severity, Stage},
 };
 
@@ -273,14 +274,12 @@ impl Pusher {
         let at = at.ok_or(PushError::Contract("it refuses an object and does not say which"))?;
         let sent = delta.upserts.iter().find(|(sent, _)| *sent == at);
         let (_, sent) = sent.ok_or(PushError::Contract("it refuses an object that it was not sent"))?;
-        tables.refuse(at.clone(), sent);
-        let problem = Problem {
-            file: String::new(),
-            object: at.to_string(),
-            field: error.field,
-            reason: format!("is refused by the dataplane: {}", error.reason),
-            severity: Severity::Fault,
-        };
+        let fault =
+            Fault { field: error.field, reason: format!("is refused by the dataplane: {}", error.reason) };
+        tables.refuse(at.clone(), sent, &fault);
+        let Fault { field, reason } = fault;
+        let (file, object, severity) = (String::new(), at.to_string(), Severity::Fault);
+        let problem = Problem { file, object, field, reason, severity };
         self.problems.replace(Stage::Push, &at.to_string(), [problem]);
         self.complaints.insert(at);
         // Nothing of the transaction was applied.
@@ -351,12 +350,13 @@ impl Tables {
         delta
     }
 
-    fn refuse(&mut self, at: Ref, sent: &Arc<v1::Object>) {
+    fn refuse(&mut self, at: Ref, sent: &Arc<v1::Object>, fault: &Fault) {
         match self.refused.get_mut(&at) {
             // What took its place is refused, too.
             Some(refusal) => refusal.instead = None,
             None => {
-                let refusal = Refusal { object: sent.clone(), instead: denying(sent).map(Arc::new) };
+                let refusal =
+                    Refusal { object: sent.clone(), instead: denying(sent, fault.to_string()).map(Arc::new) };
                 self.refused.insert(at, refusal);
             }
         }
@@ -377,13 +377,21 @@ impl Delta {
     }
 }
 
-/// A policy without its rules: what takes the place of one that the dataplane refuses, so that it still isolates.
-fn denying(object: &v1::Object) -> Option<v1::Object> {
+/// What takes the place of a policy that the dataplane refuses: it denies its subjects everything, in the directions that it
+/// is about.
+fn denying(object: &v1::Object, fault: String) -> Option<v1::Object> {
     let Some(v1::object::Object::Policy(policy)) = &object.object else { return None };
-    if policy.ingress.is_empty() && policy.egress.is_empty() {
+    let deny_all = |rules: &[v1::Rule]| match policy.tier() {
+        // It isolates, which is enough.
+        v1::Tier::NetworkPolicy => Vec::new(),
+        _ if rules.is_empty() => Vec::new(),
+        _ => vec![v1::Rule { action: v1::Action::Deny.into(), any_peer: true, ..v1::Rule::default() }],
+    };
+    let (ingress, egress) = (deny_all(&policy.ingress), deny_all(&policy.egress));
+    if (&ingress, &egress) == (&policy.ingress, &policy.egress) {
         return None;
     }
-    let policy = v1::Policy { ingress: Vec::new(), egress: Vec::new(), ..policy.clone() };
+    let policy = v1::Policy { ingress, egress, fault, ..policy.clone() };
     Some(v1::Object { object: Some(v1::object::Object::Policy(policy)) })
 }
 

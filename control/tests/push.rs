@@ -71,11 +71,12 @@ fn service(name: &str, backends: u8) -> (Ref, Option<v1::Object>) {
     with_ref(v1::object::Object::Service(service))
 }
 
-fn policy(name: &str, subject: u32) -> (Ref, Option<v1::Object>) {
+fn policy(name: &str, tier: v1::Tier) -> (Ref, Option<v1::Object>) {
     let policy = v1::Policy {
         namespace: "default".into(),
         name: name.into(),
-        subjects: vec![subject],
+        tier: tier.into(),
+        subjects: vec!["all pods of all namespaces".into()],
         isolates_ingress: true,
         ingress: vec![v1::Rule { any_peer: true, ..v1::Rule::default() }],
         ..v1::Policy::default()

@@ -1,7 +1,7 @@
 //! From what the cluster wants to what the dataplane's tables hold: pure functions of the state.
 //!
-//! [`Compiler`] remembers only which names it gave, so that it can compile anew no more than an event touched; the
-//! result is the same as that of compiling everything ([`compile_all`]), and a test holds it to that.
+//! [`Compiler`] remembers the names it gave and what each selection of pods chooses, so that it can compile anew no more
+//! than an event touched; the result is the same as that of compiling everything ([`compile_all`]), and a test holds it to that.
 
 mod announce;
 mod endpoints;
@@ -9,6 +9,7 @@ mod host_ports;
 mod identities;
 mod nodes;
 mod policy;
+mod selections;
 mod services;
 mod settings;
 
@@ -22,9 +23,9 @@ use ipnet::IpNet;
 use wirelane_proto::v1;
 
 pub use self::settings::{Masquerade, Settings};
-use self::{announce::View, identities::Identities};
+use self::{announce::View, identities::Identities, selections::Selections};
 use crate::{
-    model::{Key, Kind, Name, Protocol},
+    model::{Fault, Key, Kind, Name, Protocol},
     problem::{Problem, Severity},
     source::Origin,
     state::{State, Stored, Touched},
@@ -44,7 +45,7 @@ pub struct Ref {
 pub struct Change {
     /// `None`: not there. May name what is there already, or not there.
     pub objects: BTreeMap<Ref, Option<v1::Object>>,
-    /// All that is wrong now, by what was compiled. Replaces what was said of it before.
+    /// All that is wrong now, by what was compiled; by "Namespace NAME" of no kind, for namespaces. Replaces what was said of it before.
     pub problems: BTreeMap<Ref, Vec<Problem>>,
     /// The health checks that services ask for, or no longer.
     pub health_checks: BTreeMap<Name, Option<HealthCheck>>,
@@ -63,6 +64,7 @@ pub struct HealthCheck {
 pub struct Compiler {
     settings: Settings,
     identities: Identities,
+    selections: Selections,
     nodes: BTreeSet<Ref>,
     view: View,
     /// The pods of which something was said as for their host ports.
@@ -77,6 +79,7 @@ impl Compiler {
         Self {
             settings,
             identities: Identities::default(),
+            selections: Selections::default(),
             nodes: BTreeSet::new(),
             view: View::default(),
             host_ports: BTreeSet::new(),
@@ -92,15 +95,7 @@ impl Compiler {
     /// Compiles what may be different from the last time.
     pub fn compile(&mut self, state: &State, mut touched: Touched) -> Change {
         let mut change = Change::default();
-        if touched.traits {
-            let new = Identities::assign(state.traits());
-            let old = std::mem::replace(&mut self.identities, new);
-            // Hardly ever: an id had to move, since two hashes were equal.
-            if self.identities.moves(&old) {
-                touched.pods.extend(state.networked_pods().map(|pod| pod.object.name.clone()));
-            }
-            self.identities.compile(&old, &mut change);
-        }
+        self.tell_pods_apart(state, &mut touched, &mut change);
         if touched.nodes {
             let old = std::mem::take(&mut self.nodes);
             nodes::compile(state, &self.settings, &mut change);
@@ -130,19 +125,32 @@ impl Compiler {
                 change.health_checks.insert(name.clone(), None);
             }
         }
-        if touched.traits || touched.namespaces {
-            touched.policies.extend(state.policies().map(|policy| policy.object.name.clone()));
-        } else if touched.addresses {
-            let by_address = state.policies().filter(|policy| policy::depends_on_addresses(&policy.object));
-            touched.policies.extend(by_address.map(|policy| policy.object.name.clone()));
+        for name in &touched.policies {
+            self.selections.use_by(name, state.policy(name).map(|stored| &*stored.object));
+            policy::compile(state, name, &mut change);
         }
-        if !touched.policies.is_empty() {
-            let world = policy::World::new(state, &self.identities);
-            for name in &touched.policies {
-                policy::compile(&world, name, &mut change);
-            }
-        }
+        self.selections.compile(&mut change);
         change
+    }
+
+    /// Brings the identities, and the selections that choose them, in line with the pods and namespaces.
+    fn tell_pods_apart(&mut self, state: &State, touched: &mut Touched, change: &mut Change) {
+        for name in &touched.namespaces {
+            self.selections.relabel(name, state.namespace_labels(name));
+            compile_namespace(state, name, change);
+        }
+        let (came, gone) = (std::mem::take(&mut touched.came), std::mem::take(&mut touched.gone));
+        let moves = self.identities.change(came, gone);
+        for (traits, id) in &moves.gone {
+            self.selections.identity_gone(traits, *id);
+        }
+        for (traits, id) in &moves.came {
+            self.selections.identity_came(traits, *id, || state.namespace_labels(&traits.namespace));
+        }
+        if moves.is_any_moved {
+            touched.pods.extend(state.networked_pods().map(|pod| pod.object.name.clone()));
+        }
+        identities::compile(&moves, change);
     }
 
     /// Notes what services see of the nodes, and which of them see it change.
@@ -169,9 +177,9 @@ pub fn compile_all(state: &State, settings: Settings) -> (BTreeMap<Ref, v1::Obje
         pods: state.networked_pods().map(|pod| pod.object.name.clone()).collect(),
         services: state.services().map(|service| service.object.name.clone()).collect(),
         policies: state.policies().map(|policy| policy.object.name.clone()).collect(),
-        namespaces: true,
-        traits: true,
-        addresses: true,
+        namespaces: state.namespaces().map(str::to_owned).collect(),
+        came: state.traits().cloned().collect(),
+        gone: BTreeSet::new(),
         node_ports: BTreeSet::new(),
         balancers: true,
     };
@@ -197,6 +205,7 @@ impl Ref {
                 Self::new(v1::Kind::Service, Name::new(&service.namespace, &service.name))
             }
             Object::Policy(policy) => Self::new(v1::Kind::Policy, Name::new(&policy.namespace, &policy.name)),
+            Object::Selection(selection) => Self::new(v1::Kind::Selection, &selection.name),
         })
     }
 }
@@ -210,7 +219,9 @@ impl fmt::Display for Ref {
             v1::Kind::Pod => "Pod",
             v1::Kind::Identity => "Identity",
             v1::Kind::Service => "Service",
-            v1::Kind::Policy => "NetworkPolicy",
+            v1::Kind::Policy if self.name.contains('/') => "NetworkPolicy",
+            v1::Kind::Policy => "ClusterNetworkPolicy",
+            v1::Kind::Selection => "Selection",
         };
         write!(f, "{kind} {}", self.name)
     }
@@ -240,6 +251,19 @@ impl Change {
         self.objects.insert(at.clone(), None);
         self.problems.insert(at, problems);
     }
+}
+
+/// Says what is wrong with a namespace, there or gone. It is no object of the tables.
+fn compile_namespace(state: &State, name: &str, change: &mut Change) {
+    let at = Ref::new(v1::Kind::Unspecified, format_args!("Namespace {name}"));
+    let stored = state.namespace(name).into_iter();
+    let problems = stored.flat_map(|stored| {
+        let caveats = stored.object.caveats.iter();
+        caveats.map(|Fault { field, reason }| {
+            fault(Kind::Namespace, &stored.object.name, stored, field, reason.clone())
+        })
+    });
+    change.problems.insert(at, problems.collect());
 }
 
 fn is_of_nodes(at: &Ref) -> bool {

@@ -89,6 +89,7 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
         clamp_mss: settings.clamp_mss,
         answer_echo: settings.answer_echo,
         backend_grace_seconds: settings.backend_grace_seconds,
+        reset_cut_flows: settings.reset_cut_flows,
     };
     change.put(at, v1::object::Object::LocalNode(local), problems);
 }

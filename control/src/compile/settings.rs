@@ -31,6 +31,8 @@ pub struct Settings {
     pub answer_echo: bool,
     /// How long connections to a backend that is gone may go on, in seconds.
     pub backend_grace_seconds: u32,
+    /// Whether both ends of a TCP connection that a change of the policies cuts get a reset.
+    pub reset_cut_flows: bool,
 }
 
 /// How pods reach the outside with an address of their node.
@@ -61,6 +63,8 @@ impl Settings {
             answer_echo: true,
             // As long as Kubernetes gives a pod to end by default: who is taken away by hand has no less.
             backend_grace_seconds: 30,
+            // Like any other packet that policies deny: without an answer.
+            reset_cut_flows: false,
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use serde_json::Value;
+
 use super::check::{self, Fault, Faults};
 
 /// Of a Service: how a backend is chosen, `random` or `maglev`.
@@ -16,6 +18,10 @@ const DIRECT_RETURN: &str = "wirelane.io/direct-return";
 const POOL: &str = "wirelane.io/pool";
 /// Of a Service: the load-balancer addresses that it asks for, `ADDRESS, ADDRESS`.
 const ADDRESSES: &str = "wirelane.io/addresses";
+
+/// Of a NetworkPolicy, a ClusterNetworkPolicy, or a Namespace and with it all NetworkPolicies in it: whether it is only
+/// tried out, `true` or `false`.
+const AUDIT: &str = "wirelane.io/policy-audit";
 
 /// The highest weight. Shares of less than a percent are told from each other, and a table for all of them stays small.
 const MAX_WEIGHT: u32 = 256;
@@ -70,6 +76,12 @@ impl<'a> Annotations<'a> {
         }
     }
 
+    /// Whether a policy is only tried out, where it says so or not. What cannot be understood is no reason to let through
+    /// what is denied.
+    pub(super) fn audit(&self, faults: &mut Vec<Fault>) -> Option<bool> {
+        audit(self.text(AUDIT)?, faults)
+    }
+
     /// The weight of a pod, where it says one.
     pub(super) fn weight(&self) -> Option<Result<u32, Fault>> {
         Some(weight(WEIGHT, self.text(WEIGHT)?))
@@ -114,6 +126,28 @@ impl<'a> Annotations<'a> {
 
     fn text(&self, key: &str) -> Option<&'a str> {
         self.0?.get(key).map(|text| text.trim())
+    }
+}
+
+/// Whether a policy is only tried out, as far as the document that it could not be made from says so.
+pub(super) fn audit_of(object: &Value, faults: &mut Vec<Fault>) -> Option<bool> {
+    match &object["metadata"]["annotations"][AUDIT] {
+        Value::Null => None,
+        value => audit(value.as_str().unwrap_or_default(), faults),
+    }
+}
+
+fn audit(text: &str, faults: &mut Vec<Fault>) -> Option<bool> {
+    match text.trim() {
+        "true" => Some(true),
+        "false" => Some(false),
+        other => {
+            faults.push(Fault::new(
+                field(AUDIT),
+                format!("\"{other}\" is neither true nor false; it counts as false"),
+            ));
+            Some(false)
+        }
     }
 }
 

@@ -3,6 +3,11 @@
 use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::Selector;
 
 /// What is wrong with one field of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,9 +24,16 @@ impl Fault {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, reason } = self;
+        if field.is_empty() { f.write_str(reason) } else { write!(f, "{field}: {reason}") }
+    }
+}
+
 /// An object that is not valid: everything that is wrong with it, at least one thing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect::<Vec<_>>().join("; "))]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct Invalid(pub Vec<Fault>);
 
 impl From<Fault> for Invalid {
@@ -54,6 +66,58 @@ impl Faults {
     }
 }
 
+/// An object of a Kubernetes type.
+pub(crate) fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Fault> {
+    serde_path_to_error::deserialize(object)
+        .map_err(|error| Fault::new(error.path().to_string(), error.inner().to_string()))
+}
+
+/// The document that an object of a Kubernetes type would be read from.
+pub(super) fn untyped(object: &impl Serialize) -> Value {
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+/// The paths of the fields that were `given`, at `path`, and that are not in what was `understood` of it.
+pub(super) fn unknown_fields(path: &str, given: &Value, understood: &Value) -> Vec<String> {
+    match (given, understood) {
+        (Value::Object(given), Value::Object(understood)) => {
+            let given = given.iter().filter(|(_, value)| !value.is_null());
+            let unknown = given.flat_map(|(key, value)| {
+                let path = format!("{path}.{key}");
+                match understood.get(key) {
+                    Some(understood) => unknown_fields(&path, value, understood),
+                    None => vec![path],
+                }
+            });
+            unknown.collect()
+        }
+        (Value::Array(given), Value::Array(understood)) => {
+            let items = given.iter().zip(understood).enumerate();
+            items
+                .flat_map(|(i, (given, understood))| {
+                    unknown_fields(&format!("{path}[{i}]"), given, understood)
+                })
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Whether a field of a list's type is missing or has no entries; what is no list at all is not empty.
+pub(super) fn is_empty(list: &Value) -> bool {
+    list.is_null() || list.as_array().is_some_and(Vec::is_empty)
+}
+
+/// A selector, if all of it can be read; one that is not there chooses everything.
+pub(super) fn readable_selector(given: &Value) -> Option<Selector> {
+    let selector: LabelSelector = match given {
+        Value::Null => LabelSelector::default(),
+        given => serde_json::from_value(given.clone()).ok()?,
+    };
+    let is_known = unknown_fields("", given, &untyped(&selector)).is_empty();
+    Selector::parse("", &selector).ok().filter(|_| is_known)
+}
+
 /// The transport protocols that services and policies know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -84,7 +148,8 @@ pub(super) fn protocol(field: impl fmt::Display, value: Option<&str>) -> Result<
     }
 }
 
-pub(super) fn port(field: impl fmt::Display, value: i32) -> Result<u16, Fault> {
+pub(super) fn port(field: impl fmt::Display, value: impl Into<i64>) -> Result<u16, Fault> {
+    let value = value.into();
     match u16::try_from(value) {
         Ok(port) if port != 0 => Ok(port),
         _ => Err(Fault::new(field, format!("{value} is not in 1..65535"))),

@@ -1,12 +1,13 @@
 //! Nodes and namespaces.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as k8s;
 
 use super::{
-    Created, Invalid, Kind, Labels, Name,
+    Created, Fault, Invalid, Kind, Labels, Name,
+    annotations::Annotations,
     check::{self, Faults},
 };
 
@@ -19,7 +20,7 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 /// Taint of a Node that the cluster autoscaler is about to delete.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// Label that the API server gives to every Namespace.
-const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+pub(super) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// A MAC address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,8 +54,12 @@ pub struct Node {
     pub name: Name,
     /// When it was made.
     pub created: Created,
+    /// Its labels.
+    pub labels: Labels,
     /// Its InternalIP addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// Every address that its status names, of whatever type: what policies mean by the node.
+    pub all_addresses: BTreeSet<IpAddr>,
     /// The ranges of its pods' addresses, at most one of each family.
     pub pod_cidrs: Vec<IpNet>,
     /// The MAC of its VXLAN device, where an annotation names it.
@@ -84,6 +89,9 @@ impl TryFrom<k8s::Node> for Node {
                 addresses.extend(faults.take(check::address(field, &address.address)));
             }
         }
+        let all_addresses =
+            status.addresses.iter().flatten().filter_map(|address| address.address.parse().ok());
+        let all_addresses = all_addresses.collect();
         // A node may have several; the first of each family is the one that Kubernetes itself uses.
         let mut seen = [false; 2];
         addresses.retain(|address| !std::mem::replace(&mut seen[usize::from(address.is_ipv4())], true));
@@ -111,19 +119,23 @@ impl TryFrom<k8s::Node> for Node {
 
         let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
         let is_tainted = spec.taints.iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
-        let labels = node.metadata.labels.as_ref();
-        let label = |key| labels.and_then(|labels| labels.get(key));
+        let is_leaving = is_tainted || node.metadata.deletion_timestamp.is_some();
         let created = Created::of(&node.metadata);
+        let labels = node.metadata.labels.unwrap_or_default();
+        let label = |key| labels.get(key);
+        let (zone, is_excluded) = (label(ZONE).cloned().unwrap_or_default(), label(EXCLUDED).is_some());
         faults.finish(Self {
             name,
             created,
+            labels,
             addresses,
+            all_addresses,
             pod_cidrs,
             vtep_mac,
-            zone: label(ZONE).cloned().unwrap_or_default(),
+            zone,
             is_ready: ready.is_none_or(|condition| condition.status == "True"),
-            is_leaving: is_tainted || node.metadata.deletion_timestamp.is_some(),
-            is_excluded: label(EXCLUDED).is_some(),
+            is_leaving,
+            is_excluded,
         })
     }
 }
@@ -135,13 +147,17 @@ pub struct Namespace {
     pub name: Name,
     /// Its labels, with the one that the API server adds.
     pub labels: Labels,
+    /// Whether the NetworkPolicies in it are only tried out, as far as they do not say themselves.
+    pub audit: bool,
+    /// What is wrong with the annotation that says so.
+    pub caveats: Vec<Fault>,
 }
 
 impl Namespace {
     /// A namespace as it is when nothing but its name is known.
     pub fn named(name: &str) -> Self {
         let labels = Labels::from([(NAMESPACE_NAME.to_owned(), name.to_owned())]);
-        Self { name: Name::new("", name), labels }
+        Self { name: Name::new("", name), labels, audit: false, caveats: Vec::new() }
     }
 }
 
@@ -152,6 +168,8 @@ impl TryFrom<k8s::Namespace> for Namespace {
         let name = Name::of(Kind::Namespace, &namespace.metadata)?;
         let mut labels = namespace.metadata.labels.unwrap_or_default();
         labels.insert(NAMESPACE_NAME.to_owned(), name.name.clone());
-        Ok(Self { name, labels })
+        let mut caveats = Vec::new();
+        let audit = Annotations::new(&namespace.metadata.annotations).audit(&mut caveats).unwrap_or_default();
+        Ok(Self { name, labels, audit, caveats })
     }
 }

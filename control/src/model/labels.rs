@@ -1,6 +1,9 @@
 //! Labels, and the selectors that choose by them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
@@ -12,11 +15,12 @@ pub type Labels = BTreeMap<String, String>;
 /// Chooses objects whose labels meet every requirement; without any, all objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selector {
+    /// Each once, in order of the keys: selectors that ask the same are equal.
     requirements: Vec<Requirement>,
 }
 
 /// What a selector asks of one label.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Requirement {
     /// The label is there and has one of these values.
     In(String, BTreeSet<String>),
@@ -35,6 +39,31 @@ impl Selector {
     /// Whether an object with these labels is chosen.
     pub fn matches(&self, labels: &Labels) -> bool {
         self.requirements.iter().all(|requirement| requirement.is_met_by(labels))
+    }
+
+    /// Whether it chooses everything.
+    pub fn is_everything(&self) -> bool {
+        self.requirements.is_empty()
+    }
+
+    /// A label that every chosen object has, and the values that it may have there, where the selector asks for any: of
+    /// several the one with the fewest values.
+    pub fn narrowest(&self) -> Option<(&str, &BTreeSet<String>)> {
+        let listed = self.requirements.iter().filter_map(|requirement| match requirement {
+            Requirement::In(key, values) => Some((key.as_str(), values)),
+            _ => None,
+        });
+        listed.min_by_key(|(_, values)| values.len())
+    }
+
+    /// The value that it asks one label to have, if that is all that it asks.
+    pub(super) fn sole_value(&self, label: &str) -> Option<&str> {
+        match &self.requirements[..] {
+            [Requirement::In(key, values)] if key == label && values.len() == 1 => {
+                values.first().map(String::as_str)
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn parse(field: &str, selector: &LabelSelector) -> Result<Self, Invalid> {
@@ -72,11 +101,32 @@ impl Selector {
                 ),
             }
         }
+        requirements.sort_by(|a, b| (a.key(), a).cmp(&(b.key(), b)));
+        requirements.dedup();
         faults.finish(Self { requirements })
     }
 }
 
+/// As `kubectl --selector` has it. Keys and values hold nothing that could be taken for what stands between them.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, requirement) in self.requirements.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            requirement.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
 impl Requirement {
+    fn key(&self) -> &str {
+        match self {
+            Self::In(key, _) | Self::NotIn(key, _) | Self::Exists(key) | Self::DoesNotExist(key) => key,
+        }
+    }
+
     fn is_met_by(&self, labels: &Labels) -> bool {
         match self {
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
@@ -84,6 +134,27 @@ impl Requirement {
             Self::Exists(key) => labels.contains_key(key),
             Self::DoesNotExist(key) => !labels.contains_key(key),
         }
+    }
+}
+
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (key, values, one, many) = match self {
+            Self::Exists(key) => return f.write_str(key),
+            Self::DoesNotExist(key) => return write!(f, "!{key}"),
+            Self::In(key, values) => (key, values, "=", "in"),
+            Self::NotIn(key, values) => (key, values, "!=", "notin"),
+        };
+        let mut listed = values.iter();
+        let first = listed.next().map_or("", String::as_str);
+        if values.len() == 1 {
+            return write!(f, "{key}{one}{first}");
+        }
+        write!(f, "{key} {many} ({first}")?;
+        for value in listed {
+            write!(f, ",{value}")?;
+        }
+        f.write_str(")")
     }
 }
 

@@ -1,21 +1,26 @@
 //! The cluster's objects as Wirelane means them: validated once, as they come in, and right from then on.
 //!
 //! Kubernetes types stop here. Each type of this module is made from its Kubernetes namesake by `TryFrom`, which
-//! says of everything that is wrong which field it is and why.
+//! says of everything that is wrong which field it is and why; policies are made from the document itself, since what it
+//! says beyond their types must not be lost ([`Policy`]).
 
 mod annotations;
 mod check;
 mod cluster;
+mod cluster_policy;
 mod endpoints;
 mod labels;
+mod network_policy;
 mod pod;
 mod policy;
+mod selection;
 mod service;
 
 use std::{fmt, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+pub(crate) use self::check::typed;
 pub use self::{
     annotations::{Algorithm, Weights},
     check::{Fault, Invalid, Protocol},
@@ -23,7 +28,8 @@ pub use self::{
     endpoints::{Condition, Endpoint, EndpointPort, EndpointSlice},
     labels::{Labels, Requirement, Selector},
     pod::{HostIp, HostPort, Pod},
-    policy::{Directions, IpBlock, NamespaceScope, Peer, Policy, PolicyPort, Ports, Rule},
+    policy::{Action, Directions, IpBlock, Peer, Policy, PolicyPort, Rule, Tier},
+    selection::{NamespaceScope, Selection},
     service::{LoadBalancer, Service, ServicePort},
 };
 
@@ -42,12 +48,21 @@ pub enum Kind {
     EndpointSlice,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 6] =
-        [Self::Node, Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::NetworkPolicy];
+    pub const ALL: [Self; 7] = [
+        Self::Node,
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
+    ];
 
     /// Its name in a manifest.
     pub const fn as_str(self) -> &'static str {
@@ -58,6 +73,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         }
     }
 
@@ -67,12 +83,18 @@ impl Kind {
             Self::Node | Self::Namespace | Self::Pod | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
         }
     }
 
     /// Whether its objects live in a namespace.
     pub const fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Node | Self::Namespace)
+        !matches!(self, Self::Node | Self::Namespace | Self::ClusterNetworkPolicy)
+    }
+
+    /// Whether its objects say what is allowed.
+    pub const fn is_policy(self) -> bool {
+        matches!(self, Self::NetworkPolicy | Self::ClusterNetworkPolicy)
     }
 }
 
@@ -161,7 +183,7 @@ pub enum Object {
     Service(Arc<Service>),
     /// Some of a service's endpoints.
     EndpointSlice(Arc<EndpointSlice>),
-    /// A network policy.
+    /// A policy, of either kind.
     Policy(Arc<Policy>),
 }
 
@@ -174,7 +196,7 @@ impl Object {
             Self::Pod(_) => Kind::Pod,
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Policy(_) => Kind::NetworkPolicy,
+            Self::Policy(policy) => policy.kind(),
         }
     }
 

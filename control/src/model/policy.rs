@@ -1,33 +1,49 @@
-//! NetworkPolicy v1.
+//! Policies, of either kind: what they have in common once they are read.
 //!
-//! A policy that cannot be understood still says whom it protects: it becomes one that isolates what it selects and
-//! allows nothing ([`Policy::denying`]), so that a slip in a rule never opens what the policy was there to close.
+//! A policy that cannot be understood still says whom it protects: it becomes one that denies what it selects, so that
+//! a slip in a rule never opens what the policy was there to close. [`Policy::fault`] says why.
+
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::{
-    api::networking::v1 as k8s,
-    apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
-};
 use serde_json::Value;
 
-use super::{
-    Invalid, Kind, Name, Protocol, Selector,
-    check::{self, Fault, Faults},
-};
+use super::{Fault, Invalid, Kind, Name, Protocol, Selection, Selector, cluster_policy, network_policy};
 
-/// A network policy.
+/// A NetworkPolicy or a ClusterNetworkPolicy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Policy {
-    /// Its name.
+    /// Its name. A ClusterNetworkPolicy has no namespace.
     pub name: Name,
-    /// The pods of its namespace that it applies to.
-    pub subjects: Selector,
-    /// The directions in which what no rule allows is denied.
+    /// When it is asked.
+    pub tier: Tier,
+    /// When it is asked among those of its tier, the lowest first; 0 in the tier of NetworkPolicies, which has no order.
+    pub priority: u16,
+    /// The pods that it applies to: those of any of these.
+    pub subjects: Vec<Arc<Selection>>,
+    /// The directions in which what no rule allows is denied; none, of a ClusterNetworkPolicy.
     pub isolates: Directions,
-    /// What it allows in.
+    /// Its rules for what comes in.
     pub ingress: Vec<Rule>,
-    /// What it allows out.
+    /// Its rules for what goes out.
     pub egress: Vec<Rule>,
+    /// Whether it is only tried out, where an annotation says so or not.
+    pub audit: Option<bool>,
+    /// Why it denies everything in place of what it says, if it does.
+    pub fault: Option<Fault>,
+    /// What is wrong with it, but with no more of it than the rule or annotation that it is in.
+    pub caveats: Vec<Fault>,
+}
+
+/// The tiers, in the order in which they are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Tier {
+    /// ClusterNetworkPolicies that nothing overrides.
+    Admin,
+    /// NetworkPolicies.
+    NetworkPolicy,
+    /// ClusterNetworkPolicies for whom no NetworkPolicy isolates.
+    Baseline,
 }
 
 /// Which directions of traffic, as the pod sees them.
@@ -39,36 +55,39 @@ pub struct Directions {
     pub egress: bool,
 }
 
-/// Something that a policy allows.
+/// Something that a policy allows, or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
+    /// What the policy calls it; may be empty.
+    pub name: String,
+    /// What becomes of traffic that it matches.
+    pub action: Action,
     /// With whom; `None` is everyone.
     pub peers: Option<Vec<Peer>>,
     /// At which ports of the destination; `None` is every port and protocol.
     pub ports: Option<Vec<PolicyPort>>,
 }
 
+/// What becomes of traffic that a rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// It is allowed.
+    Accept,
+    /// It is not.
+    Deny,
+    /// The next tier is asked.
+    Pass,
+}
+
 /// The other end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Peer {
-    /// Pods with such labels in such namespaces.
-    Pods {
-        /// The namespaces.
-        namespaces: NamespaceScope,
-        /// The pods in them.
-        pods: Selector,
-    },
+    /// Pods.
+    Pods(Arc<Selection>),
     /// Addresses.
     Block(IpBlock),
-}
-
-/// Namespaces that a peer may be in.
-#[derive(Clone, Debug, PartialEq)]
-pub enum NamespaceScope {
-    /// The policy's own.
-    Own,
-    /// All that have such labels.
-    Selected(Selector),
+    /// The addresses of the nodes with such labels.
+    Nodes(Selector),
 }
 
 /// A range of addresses with holes.
@@ -80,291 +99,106 @@ pub struct IpBlock {
     pub except: Vec<IpNet>,
 }
 
-/// Some ports of a protocol.
+/// Some ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PolicyPort {
-    /// The protocol.
-    pub protocol: Protocol,
-    /// Which of its ports.
-    pub ports: Ports,
-}
-
-/// Which ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ports {
+pub enum PolicyPort {
     /// From the first to the last, both included.
-    Range(u16, u16),
+    Range {
+        /// Of this protocol.
+        protocol: Protocol,
+        /// The first.
+        first: u16,
+        /// The last.
+        last: u16,
+    },
     /// The one that the destination pod calls so.
-    Named(String),
+    Named {
+        /// Its name.
+        name: String,
+        /// Its protocol; `None`: whatever the pod says.
+        protocol: Option<Protocol>,
+    },
 }
 
 impl Policy {
-    /// The policy with this name and `spec` as far as it can be read, with no rules: it isolates the pods that the spec
-    /// selects, or the whole namespace, in the directions that the spec names, or in both.
-    pub fn denying(name: Name, spec: &Value) -> Self {
-        let selector = match &spec["podSelector"] {
-            Value::Null => Some(Selector::EVERYTHING),
-            selector => serde_json::from_value::<LabelSelector>(selector.clone())
-                .ok()
-                .and_then(|selector| Selector::parse("spec.podSelector", &selector).ok()),
-        };
-        let isolates = match &spec["policyTypes"] {
-            _ if !spec.is_object() => Directions::BOTH,
-            Value::Null => Directions::by_default(!is_empty(&spec["egress"])),
-            Value::Array(types) if types.is_empty() => Directions::by_default(!is_empty(&spec["egress"])),
-            Value::Array(types) => {
-                let types: Option<Vec<_>> = types.iter().map(|name| name.as_str()).collect();
-                types.and_then(|types| Directions::named(&types)).unwrap_or(Directions::BOTH)
-            }
-            _ => Directions::BOTH,
-        };
-        let subjects = selector.unwrap_or(Selector::EVERYTHING);
-        Self { name, subjects, isolates, ingress: Vec::new(), egress: Vec::new() }
+    /// Reads a policy of either kind from the document that it is. What a document has and its kind does not is a fault: it
+    /// may be what was to make a rule narrow.
+    pub(crate) fn parse(kind: Kind, object: &Value) -> Result<Self, Invalid> {
+        match kind {
+            Kind::ClusterNetworkPolicy => cluster_policy::parse(object),
+            _ => network_policy::parse(object),
+        }
     }
 
-    /// This policy without its rules.
-    pub fn without_rules(&self) -> Self {
-        let Self { name, subjects, isolates, .. } = self.clone();
-        Self { name, subjects, isolates, ingress: Vec::new(), egress: Vec::new() }
+    /// What takes the place of a policy that cannot be understood: it denies everything to and from those whom the document
+    /// selects, in the directions that it is about, as far as either can be read; else everyone, in both directions.
+    pub fn denying(kind: Kind, name: Name, object: &Value, fault: Fault) -> Self {
+        match kind {
+            Kind::ClusterNetworkPolicy => cluster_policy::denying(name, object, fault),
+            _ => network_policy::denying(name, object, fault),
+        }
     }
+
+    /// What takes the place of this policy where its next form cannot be read: it denies everything to and from its
+    /// subjects, in the directions that it is about.
+    pub fn broken(&self, fault: Fault) -> Self {
+        let denies = match self.kind() {
+            Kind::ClusterNetworkPolicy => {
+                Directions { ingress: !self.ingress.is_empty(), egress: !self.egress.is_empty() }.or_both()
+            }
+            // It isolates, which is enough.
+            _ => Directions::NONE,
+        };
+        let rules = |denies: bool| if denies { vec![Rule::DENY_ALL] } else { Vec::new() };
+        Self {
+            ingress: rules(denies.ingress),
+            egress: rules(denies.egress),
+            fault: Some(fault),
+            caveats: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self.tier {
+            Tier::NetworkPolicy => Kind::NetworkPolicy,
+            Tier::Admin | Tier::Baseline => Kind::ClusterNetworkPolicy,
+        }
+    }
+
+    /// Every selection that it names.
+    pub fn selections(&self) -> impl Iterator<Item = &Arc<Selection>> {
+        let of_peer = |peer| match peer {
+            &Peer::Pods(ref selection) => Some(selection),
+            Peer::Block(_) | Peer::Nodes(_) => None,
+        };
+        self.subjects.iter().chain(self.peers().filter_map(of_peer))
+    }
+
+    /// Whether what it means depends on the nodes that there are.
+    pub fn is_about_nodes(&self) -> bool {
+        self.peers().any(|peer| matches!(peer, Peer::Nodes(_)))
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.ingress.iter().chain(&self.egress).flat_map(|rule| rule.peers.iter().flatten())
+    }
+}
+
+impl Rule {
+    /// Denies everything.
+    pub const DENY_ALL: Self = Self { name: String::new(), action: Action::Deny, peers: None, ports: None };
 }
 
 impl Directions {
     /// To and from the pod.
     pub const BOTH: Self = Self { ingress: true, egress: true };
+    /// Neither.
+    pub const NONE: Self = Self { ingress: false, egress: false };
 
-    fn by_default(has_egress_rules: bool) -> Self {
-        Self { ingress: true, egress: has_egress_rules }
-    }
-
-    /// The directions with these names, if all of them are names of directions.
-    fn named(types: &[&str]) -> Option<Self> {
-        let known = types.iter().all(|name| matches!(*name, "Ingress" | "Egress"));
-        known.then(|| Self { ingress: types.contains(&"Ingress"), egress: types.contains(&"Egress") })
-    }
-}
-
-impl TryFrom<k8s::NetworkPolicy> for Policy {
-    type Error = Invalid;
-
-    fn try_from(policy: k8s::NetworkPolicy) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::NetworkPolicy, &policy.metadata)?;
-        let spec = policy.spec.ok_or_else(|| Fault::new("spec", "is missing"))?;
-        let mut faults = Faults::default();
-
-        let selector = spec.pod_selector.unwrap_or_default();
-        let subjects = faults.take_all(Selector::parse("spec.podSelector", &selector)).unwrap_or_default();
-
-        let types: Vec<_> = spec.policy_types.iter().flatten().map(String::as_str).collect();
-        let egress_rules = spec.egress.unwrap_or_default();
-        let isolates = if types.is_empty() {
-            Directions::by_default(!egress_rules.is_empty())
-        } else {
-            Directions::named(&types).unwrap_or_else(|| {
-                faults.add("spec.policyTypes", "has an entry that is neither Ingress nor Egress");
-                Directions::BOTH
-            })
-        };
-
-        let mut ingress = Vec::new();
-        for (i, rule) in spec.ingress.iter().flatten().enumerate() {
-            let field = format!("spec.ingress[{i}]");
-            ingress.extend(faults.take_all(parse_rule(
-                &field,
-                "from",
-                rule.from.as_deref(),
-                rule.ports.as_deref(),
-            )));
-        }
-        let mut egress = Vec::new();
-        for (i, rule) in egress_rules.iter().enumerate() {
-            let field = format!("spec.egress[{i}]");
-            egress.extend(faults.take_all(parse_rule(
-                &field,
-                "to",
-                rule.to.as_deref(),
-                rule.ports.as_deref(),
-            )));
-        }
-        faults.finish(Self { name, subjects, isolates, ingress, egress })
-    }
-}
-
-fn parse_rule(
-    field: &str,
-    peers_field: &str,
-    peers: Option<&[k8s::NetworkPolicyPeer]>,
-    ports: Option<&[k8s::NetworkPolicyPort]>,
-) -> Result<Rule, Invalid> {
-    let mut faults = Faults::default();
-    let parsed_peers =
-        peers.unwrap_or_default().iter().enumerate().filter_map(|(i, peer)| {
-            faults.take_all(parse_peer(&format!("{field}.{peers_field}[{i}]"), peer))
-        });
-    let parsed_peers: Vec<_> = parsed_peers.collect();
-    let parsed_ports = ports.unwrap_or_default().iter().enumerate();
-    let parsed_ports =
-        parsed_ports.filter_map(|(i, port)| faults.take(parse_port(&format!("{field}.ports[{i}]"), port)));
-    let parsed_ports: Vec<_> = parsed_ports.collect();
-    faults.finish(Rule {
-        peers: (!parsed_peers.is_empty()).then_some(parsed_peers),
-        ports: (!parsed_ports.is_empty()).then_some(parsed_ports),
-    })
-}
-
-fn parse_peer(field: &str, peer: &k8s::NetworkPolicyPeer) -> Result<Peer, Invalid> {
-    let pods = peer.pod_selector.as_ref().map(|s| Selector::parse(&format!("{field}.podSelector"), s));
-    let namespaces =
-        peer.namespace_selector.as_ref().map(|s| Selector::parse(&format!("{field}.namespaceSelector"), s));
-    match (pods, namespaces, &peer.ip_block) {
-        (None, None, None) => Err(Fault::new(field, "names neither a selector nor an ipBlock").into()),
-        (None, None, Some(block)) => Ok(Peer::Block(parse_block(&format!("{field}.ipBlock"), block)?)),
-        (_, _, Some(_)) => {
-            Err(Fault::new(format!("{field}.ipBlock"), "cannot stand beside a selector").into())
-        }
-        (pods, namespaces, None) => Ok(Peer::Pods {
-            namespaces: namespaces.transpose()?.map_or(NamespaceScope::Own, NamespaceScope::Selected),
-            pods: pods.transpose()?.unwrap_or_default(),
-        }),
-    }
-}
-
-fn parse_block(field: &str, block: &k8s::IPBlock) -> Result<IpBlock, Invalid> {
-    let cidr = check::cidr(format!("{field}.cidr"), &block.cidr)?;
-    let mut faults = Faults::default();
-    let mut except = Vec::new();
-    for (i, hole) in block.except.iter().flatten().enumerate() {
-        let field = format!("{field}.except[{i}]");
-        let Some(hole) = faults.take(check::cidr(&field, hole)) else { continue };
-        if !cidr.contains(&hole) || hole == cidr {
-            faults.add(&field, format!("{hole} is not a part of {cidr}"));
-        }
-        except.push(hole);
-    }
-    faults.finish(IpBlock { cidr, except })
-}
-
-fn parse_port(field: &str, port: &k8s::NetworkPolicyPort) -> Result<PolicyPort, Fault> {
-    let protocol = check::protocol(format!("{field}.protocol"), port.protocol.as_deref())?;
-    let end_field = format!("{field}.endPort");
-    let ports = match (&port.port, port.end_port) {
-        (None, None) => Ports::Range(0, u16::MAX),
-        (None, Some(_)) => return Err(Fault::new(end_field, "cannot stand without a port")),
-        (Some(IntOrString::String(_)), Some(_)) => {
-            return Err(Fault::new(end_field, "cannot stand beside a named port"));
-        }
-        (Some(IntOrString::String(name)), None) => {
-            Ports::Named(check::port_name(format!("{field}.port"), name)?)
-        }
-        (Some(IntOrString::Int(first)), last) => {
-            let first = check::port(format!("{field}.port"), *first)?;
-            let last = last.map_or(Ok(first), |last| check::port(&end_field, last))?;
-            if last < first {
-                return Err(Fault::new(end_field, format!("{last} is less than the port, {first}")));
-            }
-            Ports::Range(first, last)
-        }
-    };
-    Ok(PolicyPort { protocol, ports })
-}
-
-/// Whether a field of a list's type is missing or has no entries; what is no list at all is not empty.
-fn is_empty(list: &Value) -> bool {
-    list.is_null() || list.as_array().is_some_and(Vec::is_empty)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn policy(spec: &Value) -> Result<Policy, Invalid> {
-        let object = json!({
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": { "name": "p", "namespace": "x" },
-            "spec": spec,
-        });
-        serde_json::from_value::<k8s::NetworkPolicy>(object).unwrap().try_into()
-    }
-
-    #[test]
-    fn policy_types_by_default() {
-        let isolates = |spec| policy(&spec).unwrap().isolates;
-        let ingress = Directions { ingress: true, egress: false };
-        assert_eq!(isolates(json!({ "podSelector": {} })), ingress);
-        assert_eq!(isolates(json!({ "podSelector": {}, "egress": [] })), ingress);
-        assert_eq!(isolates(json!({ "podSelector": {}, "egress": [{}] })), Directions::BOTH);
-        assert_eq!(
-            isolates(json!({ "podSelector": {}, "policyTypes": ["Egress"] })),
-            Directions { ingress: false, egress: true }
-        );
-    }
-
-    #[test]
-    fn faults_name_the_field() {
-        for (spec, expected) in [
-            (
-                json!({ "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/33" } }] }] }),
-                "spec.ingress[0].from[0].ipBlock.cidr: \"10.0.0.0/33\" is not a CIDR",
-            ),
-            (
-                json!({ "ingress": [{ "from": [{ "ipBlock": { "cidr": "10.0.0.0/8", "except": ["11.0.0.0/9"] } }] }] }),
-                "spec.ingress[0].from[0].ipBlock.except[0]: 11.0.0.0/9 is not a part of 10.0.0.0/8",
-            ),
-            (
-                json!({ "egress": [{ "to": [{ "ipBlock": { "cidr": "::/0", "except": ["::/0"] } }] }] }),
-                "spec.egress[0].to[0].ipBlock.except[0]: ::/0 is not a part of ::/0",
-            ),
-            (
-                json!({ "ingress": [{ "from": [{ "podSelector": {}, "ipBlock": { "cidr": "10.0.0.0/8" } }] }] }),
-                "spec.ingress[0].from[0].ipBlock: cannot stand beside a selector",
-            ),
-            (
-                json!({ "ingress": [{ "from": [{}] }] }),
-                "spec.ingress[0].from[0]: names neither a selector nor an ipBlock",
-            ),
-            (
-                json!({ "ingress": [{ "ports": [{ "port": 0 }] }] }),
-                "spec.ingress[0].ports[0].port: 0 is not in 1..65535",
-            ),
-            (
-                json!({ "ingress": [{ "ports": [{ "port": "web", "endPort": 90 }] }] }),
-                "spec.ingress[0].ports[0].endPort: cannot stand beside a named port",
-            ),
-            (
-                json!({ "ingress": [{ "ports": [{ "port": 80, "endPort": 79 }] }] }),
-                "spec.ingress[0].ports[0].endPort: 79 is less than the port, 80",
-            ),
-            (
-                json!({ "policyTypes": ["ingress"] }),
-                "spec.policyTypes: has an entry that is neither Ingress nor Egress",
-            ),
-        ] {
-            assert_eq!(policy(&spec).unwrap_err().to_string(), expected);
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_read_denies() {
-        let denying = |spec| Policy::denying(Name::new("x", "p"), &spec);
-        let selected =
-            denying(json!({ "podSelector": { "matchLabels": { "app": "db" } }, "policyTypes": ["Egress"] }));
-        assert_eq!(selected.isolates, Directions { ingress: false, egress: true });
-        assert!(selected.subjects.matches(&[("app".into(), "db".into())].into()));
-        assert!(!selected.subjects.matches(&[("app".into(), "api".into())].into()));
-
-        let whole = denying(json!({ "podSelector": { "matchLabels": 7 }, "policyTypes": "Ingress" }));
-        assert_eq!(
-            whole,
-            Policy {
-                name: Name::new("x", "p"),
-                subjects: Selector::EVERYTHING,
-                isolates: Directions::BOTH,
-                ingress: Vec::new(),
-                egress: Vec::new(),
-            }
-        );
+    /// These; both instead of none.
+    pub(super) fn or_both(self) -> Self {
+        if self == Self::NONE { Self::BOTH } else { self }
     }
 }

@@ -16,7 +16,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc as std_mpsc},
+    sync::mpsc as std_mpsc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -24,6 +24,7 @@ use notify::{
     EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode, CreateKind, ModifyKind},
 };
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{
@@ -31,7 +32,7 @@ use super::{
     manifest::{self, Format, Reading},
 };
 use crate::{
-    model::{Directions, Fault, Key, Kind, Object, Policy, Selector},
+    model::{Fault, Key, Object, Policy},
     problem::{Problem, Severity},
 };
 
@@ -199,8 +200,10 @@ struct Claim {
 
 enum Body {
     Valid(Object),
-    /// Not valid, with what to apply in its place if that can be told; else its last valid form stays.
-    Invalid(Option<Object>),
+    /// Not valid, with what to apply in its place.
+    Instead(Object),
+    /// Not valid, and nothing but its name can be told: its last valid form stays, or denies, where it is a policy.
+    Unreadable(Fault),
 }
 
 /// What changes when a file does.
@@ -307,17 +310,16 @@ impl Catalog {
         };
         let known = self.known.get(key);
         let object = match &self.files[path].claims[*i].body {
-            Body::Valid(object) | Body::Invalid(Some(object)) => object.clone(),
-            Body::Invalid(None) => match known {
-                Some((Object::Policy(policy), _)) => Object::Policy(policy.without_rules().into()),
+            Body::Valid(object) | Body::Instead(object) => object.clone(),
+            Body::Unreadable(fault) => match known {
+                // What it says now may be what it said then, or not.
+                Some((Object::Policy(policy), _)) => Object::Policy(policy.broken(fault.clone()).into()),
                 Some((object, _)) => object.clone(),
-                None if key.kind == Kind::NetworkPolicy => Object::Policy(Arc::new(Policy {
-                    name: key.name.clone(),
-                    subjects: Selector::EVERYTHING,
-                    isolates: Directions::BOTH,
-                    ingress: Vec::new(),
-                    egress: Vec::new(),
-                })),
+                None if key.kind.is_policy() => {
+                    let name = key.name.clone();
+                    let policy = Policy::denying(key.kind, name, &Value::Null, fault.clone());
+                    Object::Policy(policy.into())
+                }
                 None => return None,
             },
         };
@@ -358,9 +360,16 @@ impl File {
                 Reading::Valid(object) => claims.push(Claim { key: object.key(), body: Body::Valid(object) }),
                 Reading::Foreign { label, fault } => faults.push((label, fault)),
                 Reading::Invalid { key, label, faults: found, instead } => {
+                    let first = found.first().cloned();
                     faults.extend(found.into_iter().map(|fault| (label.clone(), fault)));
+                    let body = match (instead, first) {
+                        (Some(object), _) => Body::Instead(object),
+                        (None, first) => {
+                            Body::Unreadable(first.unwrap_or_else(|| Fault::new("", "cannot be read")))
+                        }
+                    };
                     match key {
-                        Some(key) => claims.push(Claim { key, body: Body::Invalid(instead) }),
+                        Some(key) => claims.push(Claim { key, body }),
                         None => may_hide_others = true,
                     }
                 }
@@ -368,23 +377,27 @@ impl File {
         }
         // A document that does not say what it is may be any object that the file had: none of them is gone for sure.
         if may_hide_others {
-            claims.extend(hidden(old, &claims));
+            let fault = Fault::new("", "may be in a document of its file that cannot be read");
+            claims.extend(hidden(old, &claims, &fault));
         }
         Self { is_settled: print.is_settled(), print, claims, faults }
     }
 
     /// A file whose text cannot be had: every object that it had stays as it was.
     fn unreadable(print: Fingerprint, reason: String, old: Option<&Self>) -> Self {
+        let fault = Fault::new("", format!("its file {reason}"));
+        let claims = hidden(old, &[], &fault);
         let faults = vec![(String::new(), Fault::new("", reason))];
-        Self { is_settled: print.is_settled(), print, claims: hidden(old, &[]), faults }
+        Self { is_settled: print.is_settled(), print, claims, faults }
     }
 }
 
 /// Claims for what a file had and now does not show.
-fn hidden(old: Option<&File>, shown: &[Claim]) -> Vec<Claim> {
+fn hidden(old: Option<&File>, shown: &[Claim], fault: &Fault) -> Vec<Claim> {
     let shown: BTreeSet<_> = shown.iter().map(|claim| &claim.key).collect();
     let old: BTreeSet<_> = old.iter().flat_map(|file| &file.claims).map(|claim| &claim.key).collect();
-    old.difference(&shown).map(|&key| Claim { key: key.clone(), body: Body::Invalid(None) }).collect()
+    let claim = |&key: &&Key| Claim { key: key.clone(), body: Body::Unreadable(fault.clone()) };
+    old.difference(&shown).map(claim).collect()
 }
 
 impl Fingerprint {

@@ -5,11 +5,10 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, networking::v1 as networking};
-use serde::de::DeserializeOwned;
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde_json::Value;
 
-use crate::model::{Fault, Invalid, Key, Kind, Name, Object, Policy};
+use crate::model::{Fault, Invalid, Key, Kind, Name, Object, Policy, typed};
 
 /// What one object of a document turned out to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -202,8 +201,8 @@ fn read_object(object: Value, label: String) -> Reading {
         Ok(object) => Reading::Valid(object),
         Err(Invalid(faults)) => {
             let key = Key { kind, name: name.clone() };
-            let instead = (kind == Kind::NetworkPolicy)
-                .then(|| Object::Policy(Policy::denying(name, &object["spec"]).into()));
+            let denying = || Policy::denying(kind, name, &object, faults[0].clone());
+            let instead = kind.is_policy().then(|| Object::Policy(denying().into()));
             Reading::Invalid { label: key.to_string(), key: Some(key), faults, instead }
         }
     }
@@ -218,15 +217,10 @@ fn convert(kind: Kind, object: &Value) -> Result<Object, Invalid> {
         Kind::EndpointSlice => {
             Object::EndpointSlice(Arc::new(typed::<discovery::EndpointSlice>(object)?.try_into()?))
         }
-        Kind::NetworkPolicy => {
-            Object::Policy(Arc::new(typed::<networking::NetworkPolicy>(object)?.try_into()?))
+        Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => {
+            Object::Policy(Arc::new(Policy::parse(kind, object)?))
         }
     })
-}
-
-fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Fault> {
-    serde_path_to_error::deserialize(object)
-        .map_err(|error| Fault::new(error.path().to_string(), error.inner().to_string()))
 }
 
 #[cfg(test)]
@@ -341,6 +335,7 @@ metadata:
         };
         assert_eq!(faults[0].field, "spec.ingress[0].ports[0].port");
         assert!(policy.isolates.ingress && !policy.isolates.egress && policy.ingress.is_empty());
-        assert!(!policy.subjects.matches(&[("app".into(), "api".into())].into()));
+        assert_eq!(policy.subjects[0].name(), "pods app=db of namespace default");
+        assert_eq!(policy.fault.as_ref(), Some(&faults[0]));
     }
 }

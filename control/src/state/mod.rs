@@ -14,7 +14,7 @@ use self::claims::Claims;
 use crate::{
     model::{
         Created, EndpointSlice, Key, Kind, Labels, Name, Namespace, Node, Object, Pod, Policy, Protocol,
-        Service,
+        Service, Tier,
     },
     source::Origin,
 };
@@ -36,14 +36,19 @@ pub struct State {
     pods: BTreeMap<Name, Stored<Pod>>,
     services: BTreeMap<Name, Stored<Service>>,
     slices: BTreeMap<Name, Stored<EndpointSlice>>,
+    /// Of both kinds: those of the cluster have no namespace.
     policies: BTreeMap<Name, Stored<Policy>>,
+    /// The policies with nodes among their peers.
+    about_nodes: BTreeSet<Name>,
+    /// The policies of each tier that has an order, by their place in it.
+    by_priority: BTreeMap<(Tier, u16), BTreeSet<Name>>,
     /// Addresses of pods that were attached before their status named them.
     attached: BTreeMap<Name, Vec<IpAddr>>,
     /// Addresses that load balancers were given out of our pools.
     assigned: BTreeMap<Name, Vec<IpAddr>>,
     slices_of: HashMap<Name, BTreeSet<Name>>,
     slices_with_pod: HashMap<Name, BTreeSet<Name>>,
-    traits: BTreeMap<Traits, usize>,
+    traits: BTreeMap<Arc<Traits>, usize>,
     pod_addresses: Claims<IpAddr>,
     /// By protocol, port and node.
     host_ports: Claims<(Protocol, u16, String)>,
@@ -81,12 +86,12 @@ pub struct Touched {
     pub services: BTreeSet<Name>,
     /// These policies.
     pub policies: BTreeSet<Name>,
-    /// All policies: the labels of a namespace have changed.
-    pub namespaces: bool,
-    /// The set of distinct [`Traits`], and with it all policies.
-    pub traits: bool,
-    /// Which pod has which address.
-    pub addresses: bool,
+    /// These namespaces.
+    pub namespaces: BTreeSet<String>,
+    /// The distinct [`Traits`] that came.
+    pub came: BTreeSet<Arc<Traits>>,
+    /// The distinct [`Traits`] that are gone.
+    pub gone: BTreeSet<Arc<Traits>>,
     /// Which service has these ports of all nodes.
     pub node_ports: BTreeSet<(Protocol, u16)>,
     /// Which load balancers want addresses, and which addresses they may have.
@@ -99,13 +104,19 @@ impl State {
         match object {
             Object::Node(object) => {
                 touched.nodes = true;
-                let known = self.nodes.get(&object.name);
-                touched.balancers |= known.is_none_or(|known| known.object.addresses != object.addresses);
+                let known = self.nodes.get(&object.name).map(|known| &known.object);
+                touched.balancers |= known.is_none_or(|known| known.addresses != object.addresses);
+                let meant = |node: &Node| (node.labels.clone(), node.all_addresses.clone());
+                if known.is_none_or(|known| meant(known) != meant(&object)) {
+                    touched.policies.extend(self.about_nodes.iter().cloned());
+                }
                 self.nodes.insert(object.name.clone(), Stored { object, origin });
             }
             Object::Namespace(object) => {
-                touched.namespaces = true;
-                self.namespaces.insert(object.name.name.clone(), Stored { object, origin });
+                let name = object.name.name.clone();
+                self.change_namespace(&name, touched, |state| {
+                    state.namespaces.insert(name.clone(), Stored { object, origin });
+                });
             }
             Object::Pod(object) => {
                 let name = object.name.clone();
@@ -124,8 +135,8 @@ impl State {
                 self.change_slice(&name, Some(Stored { object, origin }), touched);
             }
             Object::Policy(object) => {
-                touched.policies.insert(object.name.clone());
-                self.policies.insert(object.name.clone(), Stored { object, origin });
+                let name = object.name.clone();
+                self.change_policy(&name, Some(Stored { object, origin }), touched);
             }
         }
     }
@@ -137,12 +148,12 @@ impl State {
             Kind::Node => {
                 touched.nodes = true;
                 touched.balancers = true;
+                touched.policies.extend(self.about_nodes.iter().cloned());
                 self.nodes.remove(name);
             }
-            Kind::Namespace => {
-                touched.namespaces = true;
-                self.namespaces.remove(&name.name);
-            }
+            Kind::Namespace => self.change_namespace(&name.name, touched, |state| {
+                state.namespaces.remove(&name.name);
+            }),
             Kind::Pod => self.change_pod(name, touched, |state| {
                 state.pods.remove(name);
             }),
@@ -150,10 +161,7 @@ impl State {
                 state.services.remove(name);
             }),
             Kind::EndpointSlice => self.change_slice(name, None, touched),
-            Kind::NetworkPolicy => {
-                touched.policies.insert(name.clone());
-                self.policies.remove(name);
-            }
+            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => self.change_policy(name, None, touched),
         }
     }
 
@@ -192,7 +200,17 @@ impl State {
         self.nodes.values()
     }
 
-    /// The labels of a namespace.
+    /// A namespace, if it is known.
+    pub fn namespace(&self, name: &str) -> Option<&Stored<Namespace>> {
+        self.namespaces.get(name)
+    }
+
+    /// The names of the known namespaces.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.namespaces.keys().map(String::as_str)
+    }
+
+    /// The labels of a namespace, known or not.
     pub fn namespace_labels(&self, namespace: &str) -> Labels {
         match self.namespaces.get(namespace) {
             Some(namespace) => namespace.object.labels.clone(),
@@ -305,8 +323,14 @@ impl State {
         self.policies.values()
     }
 
+    /// The policies of the same tier and priority, in order of name: these in a tier that has an order.
+    pub fn equals(&self, policy: &Policy) -> impl Iterator<Item = &Stored<Policy>> {
+        let names = self.by_priority.get(&(policy.tier, policy.priority)).into_iter().flatten();
+        names.filter_map(|name| self.policies.get(name))
+    }
+
     /// Every distinct set of traits among the pods with a network of their own.
-    pub fn traits(&self) -> impl Iterator<Item = &Traits> {
+    pub fn traits(&self) -> impl Iterator<Item = &Arc<Traits>> {
         self.traits.keys()
     }
 
@@ -321,7 +345,10 @@ impl State {
                     Kind::Pod => self.pods.len(),
                     Kind::Service => self.services.len(),
                     Kind::EndpointSlice => self.slices.len(),
-                    Kind::NetworkPolicy => self.policies.len(),
+                    Kind::ClusterNetworkPolicy => self.by_priority.values().map(BTreeSet::len).sum(),
+                    Kind::NetworkPolicy => {
+                        self.policies.len() - self.by_priority.values().map(BTreeSet::len).sum::<usize>()
+                    }
                 };
                 (kind, count)
             })
@@ -350,21 +377,77 @@ impl State {
         if let Some((created, addresses, ports, traits)) = before {
             self.pod_addresses.release(name, created, &addresses, &mut touched.pods);
             self.host_ports.release(name, created, &ports, &mut touched.pods);
-            let count = self.traits.entry(traits.clone()).or_default();
-            *count -= 1;
-            if *count == 0 {
-                self.traits.remove(&traits);
-                touched.traits = true;
-            }
+            self.release_traits(&traits, touched);
         }
         if let Some((created, addresses, ports, traits)) = after {
             self.pod_addresses.claim(name, created, &addresses, &mut touched.pods);
             self.host_ports.claim(name, created, &ports, &mut touched.pods);
-            let count = self.traits.entry(traits).or_default();
-            *count += 1;
-            touched.traits |= *count == 1;
+            self.claim_traits(traits, touched);
         }
-        touched.addresses = true;
+    }
+
+    fn claim_traits(&mut self, traits: Traits, touched: &mut Touched) {
+        if let Some(count) = self.traits.get_mut(&traits) {
+            *count += 1;
+            return;
+        }
+        let traits = Arc::new(traits);
+        if !touched.gone.remove(&traits) {
+            touched.came.insert(traits.clone());
+        }
+        self.traits.insert(traits, 1);
+    }
+
+    fn release_traits(&mut self, traits: &Traits, touched: &mut Touched) {
+        let Some(count) = self.traits.get_mut(traits) else { return };
+        *count -= 1;
+        if *count == 0
+            && let Some((traits, _)) = self.traits.remove_entry(traits)
+            && !touched.came.remove(&traits)
+        {
+            touched.gone.insert(traits);
+        }
+    }
+
+    fn change_namespace(&mut self, name: &str, touched: &mut Touched, change: impl FnOnce(&mut Self)) {
+        let audit = |state: &Self| state.namespaces.get(name).is_some_and(|known| known.object.audit);
+        let before = audit(self);
+        change(self);
+        touched.namespaces.insert(name.to_owned());
+        if audit(self) != before {
+            let inside = self.policies.range(Name::new(name, "")..);
+            let inside = inside.map(|(policy, _)| policy).take_while(|policy| policy.namespace == name);
+            touched.policies.extend(inside.cloned());
+        }
+    }
+
+    fn change_policy(&mut self, name: &Name, new: Option<Stored<Policy>>, touched: &mut Touched) {
+        touched.policies.insert(name.clone());
+        let old = match &new {
+            Some(new) => self.policies.insert(name.clone(), new.clone()),
+            None => self.policies.remove(name),
+        };
+        let place = |stored: &Stored<Policy>| (stored.object.tier, stored.object.priority);
+        for (stored, is_new) in old.iter().map(|old| (old, false)).chain(new.iter().map(|new| (new, true))) {
+            if stored.object.tier != Tier::NetworkPolicy {
+                let equals = self.by_priority.entry(place(stored)).or_default();
+                // Those after it may be told that it comes before them.
+                touched.policies.extend(equals.range(name..).cloned());
+                if is_new {
+                    equals.insert(name.clone());
+                } else {
+                    equals.remove(name);
+                    if equals.is_empty() {
+                        self.by_priority.remove(&place(stored));
+                    }
+                }
+            }
+            if stored.object.is_about_nodes() && is_new {
+                self.about_nodes.insert(name.clone());
+            } else {
+                self.about_nodes.remove(name);
+            }
+        }
     }
 
     fn change_service(&mut self, name: &Name, touched: &mut Touched, change: impl FnOnce(&mut Self)) {
