@@ -304,11 +304,6 @@ impl Builder {
         self.ports.iter().enumerate().filter_map(|(id, port)| Some((id as PortId, port.as_ref()?)))
     }
 
-    /// Name of the pod that has an address.
-    pub fn pod_at(&self, address: &Addr) -> Option<&str> {
-        self.pods.holder(address, &self.ports)
-    }
-
     /// Numbers and names.
     pub fn names(&self) -> &Names {
         &self.names

@@ -87,15 +87,6 @@ impl Pods {
         !pod.is_empty() && claims.take_while(|claim| claim.0 == address).any(|(_, name)| **name != *pod)
     }
 
-    /// Name of the pod that has an address.
-    pub fn holder<'a>(&'a self, address: &Addr, ports: &'a [Option<PortConfig>]) -> Option<&'a str> {
-        if let Some(config) = self.ports.get(address).and_then(|id| ports[*id as usize].as_ref()) {
-            return Some(&config.name);
-        }
-        let claims = self.claims.range((*address, Arc::default())..);
-        claims.take_while(|claim| claim.0 == *address).last().map(|(_, name)| &**name)
-    }
-
     /// Brings the tables up to date.
     pub fn build(&mut self, next: &mut Tables, objects: &Objects, ports: &[Option<PortConfig>]) {
         if std::mem::take(&mut self.stale_ports) {
