@@ -15,6 +15,7 @@ mod announced;
 mod changes;
 mod direct;
 mod endings;
+mod explained;
 mod fragments;
 mod hostile;
 mod labs;

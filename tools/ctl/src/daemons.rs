@@ -128,7 +128,17 @@ impl Daemons {
     /// # Errors
     /// As [`Daemons::status`].
     pub fn drops(&self, limit: u32) -> Result<DropsResponse> {
-        self.dataplane(async |mut client| Ok(client.drops(DropsRequest { limit }).await?.into_inner()))
+        let request = DropsRequest { limit, audit: false };
+        self.dataplane(async |mut client| Ok(client.drops(request).await?.into_inner()))
+    }
+
+    /// What has passed, and policies in audit mode would have denied: the sums, and the latest `limit`.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn would_be_denied(&self, limit: u32) -> Result<DropsResponse> {
+        let request = DropsRequest { limit, audit: true };
+        self.dataplane(async |mut client| Ok(client.drops(request).await?.into_inner()))
     }
 
     /// The revision of the tables, and every object in them.

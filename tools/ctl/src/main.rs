@@ -79,8 +79,11 @@ enum Command {
         #[arg(value_name = "PORT[/PROTOCOL]")]
         port: PortAsked,
     },
-    /// Show what was dropped: sums by reason, and the latest packets.
+    /// Show what was dropped: sums by reason, and the latest packets, with the rule or the policies that did it.
     Drops {
+        /// Show instead what has passed and policies in audit mode would have denied.
+        #[arg(long)]
+        audit: bool,
         /// At most this many of the latest packets.
         #[arg(long, default_value_t = 20)]
         limit: u32,
@@ -157,7 +160,9 @@ impl FromStr for PortAsked {
             "tcp" => 0x06,
             "udp" => 0x11,
             "sctp" => 0x84,
-            _ => return Err("the protocol is neither tcp, udp nor sctp (and \"icmp\" has no port)".to_owned()),
+            _ => {
+                return Err("the protocol is neither tcp, udp nor sctp (and \"icmp\" has no port)".to_owned());
+            }
         };
         if port.is_empty() {
             return Err("there is no port".to_owned());
@@ -251,7 +256,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 client: from.map(|client| address_bytes(client.0)).unwrap_or_default(),
                 client_port: from.map_or(0, |client| client.1.into()),
             })?;
-            print(&|| show::service_explained_table(&explained), &|| show::service_explained_json(&explained))?;
+            print(&|| show::service_explained_table(&explained), &|| {
+                show::service_explained_json(&explained)
+            })?;
         }
         Command::Drain { service, wait } => {
             let look = || anyhow::Ok(show::Drain::of(daemons.services()?, service.as_deref()));
@@ -277,9 +284,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 return Ok(ExitCode::from(DENIED));
             }
         }
-        Command::Drops { limit } => {
-            let drops = daemons.drops(*limit)?;
-            print(&|| show::drops_table(&drops), &|| show::drops_json(&drops))?;
+        Command::Drops { audit, limit } => {
+            let drops = if *audit { daemons.would_be_denied(*limit)? } else { daemons.drops(*limit)? };
+            print(&|| show::drops_table(&drops, *audit), &|| show::drops_json(&drops))?;
         }
         Command::WhatIf(change) => {
             let answer = change.ask(&daemons)?;

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use wirelane_proto::v1::{
-    Action, ExplainResponse, ExplainedCase, ExplainedConnection, ExplainedEnd, ExplainedPolicy, ExplainedRule,
-    Tier, explain_response::Outcome as Overall, explained_end::Outcome,
+    Action, ExplainResponse, ExplainedCase, ExplainedConnection, ExplainedEnd, ExplainedPolicy,
+    ExplainedRule, Tier, explain_response::Outcome as Overall, explained_end::Outcome,
 };
 
 use super::{address, endpoint, json::tuple, protocol};
@@ -266,10 +266,8 @@ mod tests {
         };
         let empty = ExplainedPolicy { policy: "shop/none".to_owned(), rules: vec![], ..policy.clone() };
         let sentence = "denied: isolated by shop/db and shop/none, and no rule matches";
-        let ingress = ExplainedEnd {
-            asked: vec![policy, empty],
-            ..end("shop/db-0", 6, Outcome::Isolated, sentence)
-        };
+        let ingress =
+            ExplainedEnd { asked: vec![policy, empty], ..end("shop/db-0", 6, Outcome::Isolated, sentence) };
         ExplainedCase {
             connections: vec![ExplainedConnection {
                 protocol: 6,

@@ -87,6 +87,7 @@ pub(super) fn status_json(status: &StatusResponse) -> Value {
         "pods": status.pods,
         "policies": status.policies,
         "drops": list(&status.drops, drop_count),
+        "would_be_denied": list(&status.would_be_denied, drop_count),
         "apply_p50_us": status.apply_p50_us,
         "apply_p99_us": status.apply_p99_us,
     })
