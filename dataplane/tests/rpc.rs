@@ -1,6 +1,9 @@
 //! The gRPC service, asked as the control process and the command line ask it. Workers are real threads with the
 //! real path; their ports are memory.
 
+#[path = "rpc/explain.rs"]
+mod explain;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::Ipv4Addr;
@@ -205,10 +208,10 @@ async fn flows_backends_and_drops_are_shown_with_their_names() {
         udp([192, 0, 2, 1], [192, 0, 2, 11], 4000, 30080),
         udp([192, 0, 2, 1], [10, 244, 1, 6], 4001, 5432),
     ]);
-    let drops = client.client.drops(v1::DropsRequest { limit: 0 }).await.unwrap().into_inner();
+    let drops = client.client.drops(v1::DropsRequest::default()).await.unwrap().into_inner();
     assert_eq!(drops.totals, [v1::DropCount { reason: "policy_ingress".into(), packets: 1 }]);
     let [drop] = &drops.latest[..] else { panic!("{drops:?}") };
-    assert_eq!(drop.policies, ["shop/db-from-nobody"]);
+    assert_eq!((&drop.policies[..], drop.rule.as_str()), (&["shop/db-from-nobody".to_owned()][..], ""));
     assert_eq!((drop.port.as_str(), drop.destination_pod.as_str()), ("uplink", "shop/db"));
     let age = Duration::from_nanos(unix_ns().abs_diff(drop.at_unix_ns));
     assert!(age < Duration::from_secs(60), "{age:?}");

@@ -109,7 +109,8 @@ impl<'a> Question<'a> {
             }
             told.push(of_policy);
         }
-        End { direction: self.direction, place: self.own.clone(), outcome, audit, asked: told, left_out }
+        let (direction, place) = (self.direction, self.own.clone());
+        End { direction, place, judged: None, outcome, audit, asked: told, left_out }
     }
 
     /// The policies about the subject, in the order in which they are asked.

@@ -46,7 +46,9 @@ pub struct End {
     pub direction: Direction,
     /// Who is there.
     pub place: Place,
-    /// What is decided.
+    /// What the matcher says; `None`: no policy is asked. This is what packets meet.
+    pub judged: Option<Judged>,
+    /// What the policies say as they are written: the same, with names.
     pub outcome: Outcome,
     /// What would be, if the policies in audit mode had a say and deny what is allowed.
     pub audit: Option<Outcome>,
@@ -134,12 +136,13 @@ pub fn explain(builder: &Builder, tables: &Tables, ends: &Ends, seen_as: Option<
 impl Explanation {
     /// Whether both ends allow it.
     pub fn is_allowed(&self) -> bool {
-        self.ends().iter().all(|end| end.outcome.is_allowed())
+        self.ends().iter().all(|end| end.is_allowed())
     }
 
     /// Whether it is allowed, and would not be if the policies in audit mode had a say.
     pub fn is_audited(&self) -> bool {
-        self.is_allowed() && self.ends().iter().any(|end| end.audit.is_some())
+        let is_audited = |end: &&End| end.judged.is_some_and(|judged| judged.audit.is_some());
+        self.is_allowed() && self.ends().iter().any(is_audited)
     }
 
     /// Both ends, in the order in which they are asked.
@@ -150,7 +153,16 @@ impl Explanation {
 
 impl End {
     fn unasked(direction: Direction, place: &Place, outcome: Outcome) -> End {
-        End { direction, place: place.clone(), outcome, audit: None, asked: Vec::new(), left_out: 0 }
+        let (judged, audit) = (None, None);
+        End { direction, place: place.clone(), judged, outcome, audit, asked: Vec::new(), left_out: 0 }
+    }
+
+    /// Whether this end allows it.
+    pub fn is_allowed(&self) -> bool {
+        match self.judged {
+            Some(judged) => !matches!(judged.judgement, Judgement::Denied(_)),
+            None => self.outcome.is_allowed(),
+        }
     }
 }
 
@@ -185,7 +197,7 @@ impl Outcome {
 fn judge(builder: &Builder, question: &Question<'_>, contradictions: &mut Vec<String>) -> End {
     let Question { direction, subject, peer, .. } = *question;
     let judged = builder.judge(direction, subject, &peer);
-    let end = question.answer();
+    let end = End { judged: Some(judged), ..question.answer() };
     let audit = end.audit.as_ref().and_then(|outcome| match outcome.judgement(builder) {
         Judgement::Denied(rule) => Some(rule),
         _ => None,
