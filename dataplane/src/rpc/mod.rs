@@ -6,6 +6,7 @@
 pub mod convert;
 mod explain;
 pub mod query;
+pub mod whatif;
 
 use std::fs;
 use std::io;
@@ -205,6 +206,17 @@ impl<P: Ports> DataplaneRpc for Service<P> {
         let question = Question::parse(&request.into_inner()).map_err(invalid_argument)?;
         let explained = blocking(&self.dataplane, move |dataplane| service::explain(dataplane, &question));
         Ok(Response::new(explained.await?))
+    }
+
+    async fn what_if(
+        &self,
+        request: Request<v1::WhatIfRequest>,
+    ) -> Result<Response<v1::WhatIfResponse>, Status> {
+        let v1::WhatIfRequest { upserts, deletes } = request.into_inner();
+        let change = transaction(&v1::Transaction { base: 0, upserts, deletes });
+        let change = change.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let answer = blocking(&self.dataplane, move |dataplane| whatif::what_if(dataplane, change)).await?;
+        Ok(Response::new(answer.map_err(|error| Status::resource_exhausted(error.to_string()))?))
     }
 
     async fn explain(

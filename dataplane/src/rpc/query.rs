@@ -135,13 +135,7 @@ pub fn services<P: Ports>(dataplane: &Dataplane<P>) -> Vec<v1::ServiceView> {
 pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32, audit: bool) -> v1::DropsResponse {
     let shared = dataplane.shared();
     let limit = if limit == 0 { usize::MAX } else { limit as usize };
-    let workers = shared.stats.iter().enumerate();
-    let mut latest: Vec<(usize, DropRecord)> = workers
-        .flat_map(|(worker, stats)| {
-            let records = stats.drop_ring.latest(usize::MAX).into_iter();
-            records.filter(|record| record.audit == audit).map(move |record| (worker, record))
-        })
-        .collect();
+    let mut latest = recorded_drops(shared, audit);
     let (tick, time) = (Now::read().tick, SystemTime::now());
     let age = |record: &DropRecord| tick.wrapping_sub(record.tick);
     latest.sort_by_key(|(_, record)| std::cmp::Reverse(age(record)));
@@ -173,6 +167,16 @@ pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32, audit: bool) -> v1:
     });
     let totals = if audit { would_be_denied(shared) } else { drop_totals(shared) };
     v1::DropsResponse { totals, latest: latest.collect() }
+}
+
+/// Drops that are on record, with their workers; with `audit` what has passed and would have been dropped.
+pub(super) fn recorded_drops(shared: &Shared, audit: bool) -> Vec<(usize, DropRecord)> {
+    let workers = shared.stats.iter().enumerate();
+    let of = |(worker, stats): (usize, &WorkerStats)| {
+        let records = stats.drop_ring.latest(usize::MAX).into_iter();
+        records.filter(move |record| record.audit == audit).map(move |record| (worker, record))
+    };
+    workers.flat_map(of).collect()
 }
 
 /// Nanoseconds since 1970.
@@ -286,7 +290,7 @@ fn isolating(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String>
     names
 }
 
-fn tuple(key: &Key) -> v1::Tuple {
+pub(super) fn tuple(key: &Key) -> v1::Tuple {
     v1::Tuple {
         source: key.src.to_vec(),
         destination: key.dst.to_vec(),
@@ -389,22 +393,22 @@ fn is_local(address: &Addr, tables: &Tables) -> bool {
 
 /// A flow, copied out of its table.
 #[derive(Clone, Copy, Debug)]
-struct FlowCopy {
-    original: Key,
-    reply: Key,
+pub(super) struct FlowCopy {
+    pub original: Key,
+    pub reply: Key,
     state: state::State,
     /// Packets and bytes of the original direction and of the replies.
     counts: [(u64, u64); 2],
     last_seen: [u32; 2],
     /// Service port and backend.
-    service: (Id, Id),
+    pub service: (Id, Id),
     /// Rules that allowed egress and ingress.
     rules: (Id, Id),
     revision: u32,
 }
 
 /// Every flow, in pieces small enough for nobody to wait for one.
-fn pieces(shared: &Shared) -> impl Iterator<Item = Vec<FlowCopy>> + '_ {
+pub(super) fn pieces(shared: &Shared) -> impl Iterator<Item = Vec<FlowCopy>> + '_ {
     const RECORDS: usize = 4096;
     let ranges = |all: usize| (0..all).step_by(RECORDS).map(move |first| first..all.min(first + RECORDS));
     let v4 = ranges(shared.flows_v4.used());

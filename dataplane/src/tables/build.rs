@@ -65,7 +65,7 @@ pub struct UplinkRoutes {
 }
 
 /// The objects that the tables are compiled from, and the numbers given to their parts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Builder {
     objects: Objects,
     ports: Vec<Option<PortConfig>>,
@@ -81,7 +81,7 @@ pub struct Builder {
 }
 
 /// What the next tables have to take in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Changed {
     /// Objects, each as the current tables have it.
     objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,

@@ -26,3 +26,4 @@ mod policies;
 mod restarts;
 mod services;
 mod tunnels;
+mod whatif;

@@ -15,9 +15,9 @@ use wirelane_proto::{
     v1::{
         AttachPodRequest, AttachPodResponse, ControlStatusRequest, ControlStatusResponse, DetachPodRequest,
         DropsRequest, DropsResponse, ExplainRequest, ExplainResponse, ExplainServiceRequest,
-        ExplainServiceResponse, Flow, FlowsRequest, Object, ServiceView, ServicesRequest, SnapshotRequest,
-        StatusRequest, StatusResponse, control_client::ControlClient, dataplane_client::DataplaneClient,
-        snapshot_item::Item,
+        ExplainServiceResponse, Flow, FlowsRequest, Object, ProposeRequest, ProposeResponse, ServiceView,
+        ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse, control_client::ControlClient,
+        dataplane_client::DataplaneClient, snapshot_item::Item,
     },
 };
 
@@ -169,6 +169,14 @@ impl Daemons {
         self.control(async |mut client| {
             Ok(client.control_status(ControlStatusRequest {}).await?.into_inner())
         })
+    }
+
+    /// What a change of the cluster's objects would do.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn propose(&self, request: ProposeRequest) -> Result<ProposeResponse> {
+        self.control(async |mut client| Ok(client.propose(request).await?.into_inner()))
     }
 
     /// Links the pod "namespace/name" in the network namespace at `netns` to the node. Its addresses are those

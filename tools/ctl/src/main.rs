@@ -2,6 +2,7 @@
 
 mod demo;
 mod show;
+mod whatif;
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -87,6 +88,12 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
+    /// Say what a change of the cluster's objects would do to connections, without touching anything.
+    ///
+    /// Looks at the node's live connections and its latest drops or, with --capture, at a capture file, for which no
+    /// daemon and no root is needed. Exits with 2 if a connection would end or be refused.
+    #[command(name = "whatif")]
+    WhatIf(whatif::WhatIf),
     /// Link a pod's network namespace to the node.
     Attach {
         /// The pod, as "namespace/name". It must have a Pod object with addresses.
@@ -206,6 +213,9 @@ const DENIED: u8 = 3;
 /// While connections are left at backends that drain.
 const STILL_DRAINING: u8 = 2;
 
+/// A change that would end or refuse connections.
+const WOULD_BREAK: u8 = 2;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
@@ -277,6 +287,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Command::Drops { audit, limit } => {
             let drops = if *audit { daemons.would_be_denied(*limit)? } else { daemons.drops(*limit)? };
             print(&|| show::drops_table(&drops, *audit), &|| show::drops_json(&drops))?;
+        }
+        Command::WhatIf(change) => {
+            let answer = change.ask(&daemons)?;
+            print(&|| show::whatif_table(&answer), &|| show::whatif_json(&answer))?;
+            if show::whatif_breaks(&answer) {
+                return Ok(ExitCode::from(WOULD_BREAK));
+            }
         }
         Command::Attach { pod, netns, interface } => {
             let attached = daemons.attach_pod(pod, &netns_path(netns), interface)?;

@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use crate::tables::objects::{LocalNode, Node, Object, ObjectKey, Pod, Policy, Service};
 
 /// Every object, by its key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
     all: BTreeMap<ObjectKey, Arc<Object>>,
     counts: Counts,

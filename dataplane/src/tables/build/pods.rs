@@ -18,7 +18,7 @@ use crate::wire::Addr;
 use crate::wire::ethernet::GATEWAY_MAC;
 
 /// Which pods have which addresses, and which ports.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pods {
     claims: BTreeSet<(Addr, Arc<str>)>,
     /// The port that has an address.

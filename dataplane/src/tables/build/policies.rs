@@ -23,7 +23,7 @@ use crate::tables::services::Id;
 pub(super) type Rank = (Tier, u32, Arc<str>);
 
 /// Every policy, and the programs of those that are asked here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Rulebook {
     policies: HashMap<Arc<str>, Known>,
     selections: Selections,
@@ -41,7 +41,7 @@ pub(super) struct Rulebook {
 }
 
 /// A policy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     rank: Rank,
     object: Arc<Object>,
@@ -71,7 +71,7 @@ struct Kin {
     named_ports: Box<[NamedPort]>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Compiled {
     kin: Arc<Kin>,
     source: Source,
@@ -81,7 +81,7 @@ struct Compiled {
 }
 
 /// The programs of the tiers, and if there are audited policies, those with them.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Asked {
     tiers: [Option<ProgramNumber>; 3],
     trial: Option<[Option<ProgramNumber>; 3]>,

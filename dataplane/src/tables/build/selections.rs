@@ -13,7 +13,7 @@ use crate::tables::policy::program::{Cluster, Selected};
 pub(super) type ProgramNumber = u32;
 
 /// Selections with their numbers, and what they choose from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Selections {
     numbers: HashMap<Arc<str>, Selected>,
     slots: Vec<Slot>,
@@ -26,7 +26,7 @@ pub(super) struct Selections {
     named_ports: BTreeMap<u32, Box<[NamedPort]>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Slot {
     name: Arc<str>,
     object: Option<Arc<Object>>,

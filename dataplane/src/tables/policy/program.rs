@@ -153,7 +153,7 @@ pub(in crate::tables) trait Cluster {
 }
 
 /// What a program is compiled from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::tables) struct Source {
     /// In the order in which they are asked.
     clauses: Vec<Clause>,

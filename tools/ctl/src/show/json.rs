@@ -221,7 +221,7 @@ fn one_drop(drop: &Drop) -> Value {
     })
 }
 
-fn problem(problem: &Problem) -> Value {
+pub(super) fn problem(problem: &Problem) -> Value {
     json!({ "file": problem.file, "object": problem.object, "field": problem.field, "reason": problem.reason })
 }
 

@@ -9,6 +9,7 @@ mod grid;
 mod json;
 mod services;
 mod status;
+mod whatif;
 
 use wirelane::daemons::address_from;
 use wirelane_proto::v1::{AttachPodResponse, Tuple};
@@ -23,6 +24,7 @@ pub use self::{
     json::{attached_json, drops_json, flows_json, services_json},
     services::services_table,
     status::Status,
+    whatif::{whatif_breaks, whatif_json, whatif_table},
 };
 
 /// One line: what `attach` has made.
