@@ -30,8 +30,8 @@ use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
 pub use names::Names;
-pub use objects::{Counts, Dangling};
 use objects::Objects;
+pub use objects::{Counts, Dangling};
 use pods::Pods;
 use policies::Rulebook;
 use services::Frontends;
@@ -65,7 +65,7 @@ pub struct UplinkRoutes {
 }
 
 /// The objects that the tables are compiled from, and the numbers given to their parts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Builder {
     objects: Objects,
     ports: Vec<Option<PortConfig>>,
@@ -81,7 +81,7 @@ pub struct Builder {
 }
 
 /// What the next tables have to take in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Changed {
     /// Objects, each as the current tables have it.
     objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,
@@ -282,6 +282,16 @@ impl Builder {
     /// One object.
     pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
+    }
+
+    /// The other nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &super::objects::Node> + '_ {
+        self.objects.nodes()
+    }
+
+    /// Name of the pod that has an address, attached here or not.
+    pub fn pod_at(&self, address: &Addr) -> Option<&str> {
+        self.pods.name_at(address, &self.ports)
     }
 
     /// A port as it was attached.

@@ -190,3 +190,8 @@ pub fn rule_name(policy: &Policy, direction: Direction, rule: &Rule) -> String {
     let name = if rule.name.is_empty() { String::new() } else { format!(" {:?}", rule.name) };
     format!("{}{tier} {}[{}]{name}", policy.name, direction.label(), rule.index)
 }
+
+/// The policy's name, out of what [`rule_name`] has put together: no policy's has a space.
+pub fn rule_policy(rule_name: &str) -> Option<&str> {
+    rule_name.split(' ').next().filter(|name| !name.is_empty())
+}

@@ -14,6 +14,6 @@ pub use incoming::{
     Invalid, InvalidObject, attachment, dangling_error, filter_address, key, object, pod_name, port, protocol,
 };
 pub use outgoing::{
-    address_messages, algorithm_message, attachment_message, backend_message, frontend_message, key_message,
-    object_message, protocol_message,
+    action_message, address_messages, algorithm_message, attachment_message, backend_message,
+    frontend_message, key_message, object_message, protocol_message, tier_message,
 };

@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use crate::tables::objects::{LocalNode, Node, Object, ObjectKey, Pod, Policy, Service};
 
 /// Every object, by its key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
     all: BTreeMap<ObjectKey, Arc<Object>>,
     counts: Counts,
@@ -162,7 +162,9 @@ impl Counts {
             ObjectKey::Pod(_) => Some(&mut self.pods),
             ObjectKey::Service(_) => Some(&mut self.services),
             ObjectKey::Policy(_) => Some(&mut self.policies),
-            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) | ObjectKey::Selection(_) => None,
+            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) | ObjectKey::Selection(_) => {
+                None
+            }
         }
     }
 }

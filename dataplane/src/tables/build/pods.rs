@@ -18,7 +18,7 @@ use crate::wire::Addr;
 use crate::wire::ethernet::GATEWAY_MAC;
 
 /// Which pods have which addresses, and which ports.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pods {
     claims: BTreeSet<(Addr, Arc<str>)>,
     /// The port that has an address.
@@ -70,6 +70,15 @@ impl Pods {
     /// Which node this is has changed, and so what is local.
     pub fn change_node(&mut self) {
         self.stale.extend(self.claims.iter().map(|(address, _)| *address));
+    }
+
+    /// Name of the pod that has an address.
+    pub fn name_at<'a>(&'a self, address: &Addr, ports: &'a [Option<PortConfig>]) -> Option<&'a str> {
+        if let Some(id) = self.ports.get(address) {
+            return ports[*id as usize].as_ref().map(|config| config.name.as_str());
+        }
+        let claims = self.claims.range((*address, Arc::default())..);
+        claims.take_while(|claim| claim.0 == *address).last().map(|(_, name)| &**name)
     }
 
     /// Whether an address is by now another pod's than this one's (empty: nobody knows whose it was).

@@ -4,6 +4,9 @@
 //! in one direction, and all subjects for which it would be the same share it. A policy that has changed has its programs
 //! compiled anew, each once; a selection that has changed, the entries of the identities that came or went.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -20,7 +23,7 @@ use crate::tables::services::Id;
 pub(super) type Rank = (Tier, u32, Arc<str>);
 
 /// Every policy, and the programs of those that are asked here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Rulebook {
     policies: HashMap<Arc<str>, Known>,
     selections: Selections,
@@ -38,7 +41,7 @@ pub(super) struct Rulebook {
 }
 
 /// A policy.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     rank: Rank,
     object: Arc<Object>,
@@ -68,7 +71,7 @@ struct Kin {
     named_ports: Box<[NamedPort]>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Compiled {
     kin: Arc<Kin>,
     source: Source,
@@ -78,7 +81,7 @@ struct Compiled {
 }
 
 /// The programs of the tiers, and if there are audited policies, those with them.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Asked {
     tiers: [Option<ProgramNumber>; 3],
     trial: Option<[Option<ProgramNumber>; 3]>,
@@ -99,7 +102,8 @@ impl Rulebook {
         // Before what it was is let go, so that what both name keeps its number.
         let new = new.and_then(|object| self.know(object, old.as_ref(), names));
         for direction in Direction::ALL {
-            let version = |known: &Option<Known>| known.as_ref().map(|known| known.ends[direction as usize].version);
+            let version =
+                |known: &Option<Known>| known.as_ref().map(|known| known.ends[direction as usize].version);
             if version(&old) != version(&new) {
                 let subjects = [&old, &new].into_iter().flatten().flat_map(|known| known.subjects.iter());
                 let identities = subjects.flat_map(|selection| self.chosen_here(*selection));
@@ -255,9 +259,10 @@ impl Rulebook {
                 },
                 |old| old.ends[direction as usize].version,
             );
-            let rules = policy.rules(direction).iter().map(|rule| {
-                (names.id(&rule_name(policy, direction, rule)), selected(&rule.peer_selections))
-            });
+            let rules = policy
+                .rules(direction)
+                .iter()
+                .map(|rule| (names.id(&rule_name(policy, direction, rule)), selected(&rule.peer_selections)));
             End {
                 version,
                 rules: rules.collect(),
@@ -278,14 +283,16 @@ impl Rulebook {
         let has_audited = about.iter().any(|known| known.policy().audit);
         // What is to be compiled, and what of it is there.
         let mut found: Vec<(usize, usize, Arc<Kin>, Option<(Source, Program)>)> = Vec::new();
-        for (which, with_audited) in [false, true].into_iter().enumerate().take(1 + usize::from(has_audited)) {
+        for (which, with_audited) in [false, true].into_iter().enumerate().take(1 + usize::from(has_audited))
+        {
             for (n, tier) in TIERS.into_iter().enumerate() {
                 let of: Vec<&Known> = of_tier(&about, tier, with_audited).collect();
                 if of.is_empty() {
                     continue;
                 }
                 let kin = Arc::new(self.kin(direction, identity, &of));
-                let is_known = self.numbers.contains_key(&kin) || found.iter().any(|(_, _, other, _)| *other == kin);
+                let is_known =
+                    self.numbers.contains_key(&kin) || found.iter().any(|(_, _, other, _)| *other == kin);
                 let compiled = (!is_known).then(|| self.compile(direction, identity, &of));
                 found.push((which, n, kin, compiled));
             }

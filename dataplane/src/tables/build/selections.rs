@@ -13,7 +13,7 @@ use crate::tables::policy::program::{Cluster, Selected};
 pub(super) type ProgramNumber = u32;
 
 /// Selections with their numbers, and what they choose from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Selections {
     numbers: HashMap<Arc<str>, Selected>,
     slots: Vec<Slot>,
@@ -26,7 +26,7 @@ pub(super) struct Selections {
     named_ports: BTreeMap<u32, Box<[NamedPort]>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Slot {
     name: Arc<str>,
     object: Option<Arc<Object>>,
@@ -43,7 +43,8 @@ impl Selections {
     pub fn change(&mut self, name: &str, object: Option<Arc<Object>>) -> (Selected, Vec<u32>) {
         let number = self.number(name);
         let old = std::mem::replace(&mut self.slots[number as usize].object, object);
-        let (old, new) = (identities(old.as_deref()), identities(self.slots[number as usize].object.as_deref()));
+        let (old, new) =
+            (identities(old.as_deref()), identities(self.slots[number as usize].object.as_deref()));
         let went: Vec<u32> = missing(old, new).collect();
         let came: Vec<u32> = missing(new, old).collect();
         for identity in &went {

@@ -153,7 +153,7 @@ pub(in crate::tables) trait Cluster {
 }
 
 /// What a program is compiled from.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(in crate::tables) struct Source {
     /// In the order in which they are asked.
     clauses: Vec<Clause>,
@@ -206,8 +206,10 @@ impl Source {
         let anyone: Vec<u32> = for_anyone.map(|(order, _)| order).collect();
         let mut program = Program {
             anyone: source.ports(&anyone, &[]),
-            blocks: blocks_of(&blocks, &|order| source.is_for_every_port(order), &|orders| source.ports(orders, &[]))
-                .into(),
+            blocks: blocks_of(&blocks, &|order| source.is_for_every_port(order), &|orders| {
+                source.ports(orders, &[])
+            })
+            .into(),
             ..Program::default()
         };
         source.compile_identities(&mut program, cluster);
@@ -261,13 +263,7 @@ impl Source {
     }
 
     /// Compiles the entry of an identity that these of the program's selections choose.
-    fn set(
-        &mut self,
-        program: &mut Program,
-        identity: u32,
-        selections: &[Selected],
-        cluster: &impl Cluster,
-    ) {
+    fn set(&mut self, program: &mut Program, identity: u32, selections: &[Selected], cluster: &impl Cluster) {
         // Identity 0 is outside the cluster: no set of labels.
         if identity == 0 {
             return;
@@ -315,8 +311,7 @@ impl Source {
     /// Blocks whose rules name ports, for an identity with such names; `None` if it has none of them.
     fn blocks_for(&mut self, named_ports: &[NamedPort]) -> Option<Arc<[Blocks]>> {
         let orders = self.named_blocks.iter().map(|(order, _)| *order);
-        let resolved: Vec<Resolved> =
-            orders.flat_map(|order| self.resolved(order, named_ports)).collect();
+        let resolved: Vec<Resolved> = orders.flat_map(|order| self.resolved(order, named_ports)).collect();
         if resolved.is_empty() {
             return None;
         }
@@ -391,9 +386,9 @@ fn blocks_of(
     // Blocks lie apart or nest a few times. Of those that do not, each interval would list most: they are taken
     // apart into several.
     let ranges = || {
-        rules.iter().flat_map(|(order, blocks)| {
-            blocks.iter().flat_map(ranges_of).map(move |range| (range, *order))
-        })
+        rules
+            .iter()
+            .flat_map(|(order, blocks)| blocks.iter().flat_map(ranges_of).map(move |range| (range, *order)))
     };
     let mut budget = 16 * ranges().count() + 4096;
     // Ports with a number that tells them apart.
