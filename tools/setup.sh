@@ -30,6 +30,7 @@ iperf3           bulk TCP traffic of the demo, datagrams of 64 kB in the tests
 iputils-ping     ping, in the tests of Services
 traceroute       traceroute, likewise
 procps           ps, pgrep and sysctl
+xz-utils         xz unpacks the published verdicts that a test compares with
 LIST
 }
 

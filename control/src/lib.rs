@@ -21,6 +21,7 @@ pub mod health;
 pub mod model;
 pub mod pools;
 pub mod problem;
+pub mod proposal;
 pub mod push;
 pub mod reconcile;
 pub mod rpc;

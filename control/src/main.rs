@@ -75,7 +75,8 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
     let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
-    let attacher = Attacher::new(config.node.clone(), dataplane, desired, cluster.clone(), link.clone());
+    let attacher =
+        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone());
 
     let service = ControlService {
         node: config.node,
@@ -84,6 +85,8 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
         summary: cluster.summary(),
         problems,
         attacher: attacher.clone(),
+        cluster,
+        dataplane,
     };
     tracing::info!(node = service.node, source = service.source, "starting");
 

@@ -10,6 +10,7 @@ use crate::{
     model::{Kind, Name},
     pools::Pools,
     problem::{Problems, Stage},
+    proposal::Shadow,
     push::Desired,
     source::{Batch, Event},
     state::{State, Touched},
@@ -55,6 +56,7 @@ pub struct Cluster {
 enum Command {
     Pod(Name, oneshot::Sender<Option<PodView>>),
     Attach(Vec<(Name, Vec<IpAddr>)>, oneshot::Sender<u64>),
+    Shadow(oneshot::Sender<Option<Box<Shadow>>>),
 }
 
 /// The loop has ended: the process is going down.
@@ -91,6 +93,16 @@ impl Cluster {
     pub async fn attach(&self, pods: Vec<(Name, Vec<IpAddr>)>) -> Result<u64, Ended> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Attach(pods, reply)).await.map_err(|_| Ended)?;
+        answer.await.map_err(|_| Ended)
+    }
+
+    /// A copy of everything that the loop knows; `None` before it knows everything that was there at the start.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn shadow(&self) -> Result<Option<Box<Shadow>>, Ended> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Shadow(reply)).await.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 }
@@ -183,6 +195,11 @@ impl Reconciler {
                     self.state.attach(&pod, addresses, &mut self.touched);
                 }
                 _ = reply.send(self.compile());
+            }
+            Command::Shadow(reply) => {
+                let shadow =
+                    || Box::new(Shadow { state: self.state.clone(), compiler: self.compiler.clone() });
+                _ = reply.send(self.is_synced.then(shadow));
             }
         }
     }

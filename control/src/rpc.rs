@@ -17,9 +17,11 @@ use wirelane_proto::v1::{
 use crate::{
     attach::{self, AttachError, Attacher, LinkError, parse_address, parse_pod},
     compile::address_bytes,
+    model::Key,
     problem::Problems,
-    push::Link,
-    reconcile::Summary,
+    proposal::Proposal,
+    push::{self, Link},
+    reconcile::{Cluster, Summary},
 };
 
 /// What the service answers from.
@@ -36,6 +38,10 @@ pub struct ControlService {
     pub problems: Problems,
     /// Who attaches pods.
     pub attacher: Attacher,
+    /// The loop that knows the cluster.
+    pub cluster: Cluster,
+    /// Where the dataplane listens.
+    pub dataplane: PathBuf,
 }
 
 /// A listening control socket. Its file goes with it.
@@ -155,6 +161,34 @@ impl Control for ControlService {
                 .map(|(kind, count)| (kind.to_string(), u32::try_from(count).unwrap_or(u32::MAX)))
                 .collect(),
             problems: self.problems.list().into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<v1::ProposeRequest>,
+    ) -> Result<Response<v1::ProposeResponse>, Status> {
+        let v1::ProposeRequest { documents, deletes } = request.into_inner();
+        let documents = documents.into_iter().map(|document| (document.file, document.text)).collect();
+        let proposal = Proposal::new(documents, &deletes)
+            .map_err(|fault| Status::invalid_argument(format!("{}: {}", fault.field, fault.reason)))?;
+        let shadow = self.cluster.shadow().await.map_err(|ended| Status::unavailable(ended.to_string()))?;
+        let mut shadow = shadow.ok_or_else(|| {
+            Status::failed_precondition("the cluster's objects have not all been read yet: ask again")
+        })?;
+        // A large cluster takes a while, and others want to be served meanwhile.
+        let outcome = tokio::task::spawn_blocking(move || proposal.apply(&mut shadow));
+        let outcome = outcome.await.map_err(|error| Status::internal(error.to_string()))?;
+        let away = |error: push::PushError| Status::failed_precondition(error.to_string());
+        let mut client = push::dial(&self.dataplane).await.map_err(away)?;
+        let effects = client.what_if(outcome.request()).await?.into_inner();
+        let names = |keys: Vec<Key>| keys.iter().map(ToString::to_string).collect();
+        Ok(Response::new(v1::ProposeResponse {
+            added: names(outcome.added),
+            changed: names(outcome.changed),
+            deleted: names(outcome.deleted),
+            problems: outcome.problems.into_iter().map(Into::into).collect(),
+            effects: Some(effects),
         }))
     }
 }

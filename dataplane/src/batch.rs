@@ -91,6 +91,8 @@ pub struct Meta {
     /// The flow found or made (`FlowRef` bits); of a packet refused by policy the identity that refused it;
     /// of one too big the MTU; of one that is held the tick since when.
     pub flow: u32,
+    /// Of a packet refused by policy the rule that refused it; 0: none matched.
+    pub rule: u32,
 }
 
 const _: () = assert!(size_of::<Meta>() == 64);
@@ -149,6 +151,7 @@ impl Default for Meta {
             l4_info: 0,
             answer: Answer::None,
             flow: 0,
+            rule: 0,
         }
     }
 }

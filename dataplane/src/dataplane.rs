@@ -19,7 +19,7 @@ use crate::kernel::host_link::HostRoutes;
 use crate::latency::Latencies;
 use crate::persist::{Saved, Saver};
 use crate::ports::{PortError, Ports, chain};
-use crate::tables::build::{Builder, Gone, Left, PortConfig, UplinkRoutes};
+use crate::tables::build::{Builder, Dangling, Gone, Left, PortConfig, UplinkRoutes};
 use crate::tables::objects::{Object, ObjectKey};
 use crate::tables::{FIRST_POD_PORT, MAX_PORTS, Node, PortKind, Steering};
 use crate::wire::Addr;
@@ -59,6 +59,17 @@ pub struct BaseMismatch {
     pub objects: u64,
     /// The current one. The difference is ports, and what the kernel says of the uplink.
     pub current: u64,
+}
+
+/// Why a transaction is refused. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// See [`BaseMismatch`].
+    #[error(transparent)]
+    Base(#[from] BaseMismatch),
+    /// See [`Dangling`].
+    #[error(transparent)]
+    Dangling(#[from] Dangling),
 }
 
 /// A pod's link to this node.
@@ -220,14 +231,16 @@ impl<P: Ports> Dataplane<P> {
     /// Makes a transaction live. Returns once every worker has been seen past it and the kernel has been told.
     ///
     /// # Errors
-    /// When it builds on other tables than there are. Nothing is changed then.
-    pub fn apply(&self, transaction: Transaction, received: Instant) -> Result<Live, BaseMismatch> {
+    /// When it builds on other tables than there are, or would leave a policy without a selection that it names.
+    /// Nothing is changed then.
+    pub fn apply(&self, transaction: Transaction, received: Instant) -> Result<Live, Refused> {
         let mut state = self.state();
         let Transaction { base, upserts, deletes } = transaction;
         let (objects, current) = (state.builder.objects_revision(), state.builder.revision());
         if !(objects..=current).contains(&base) {
-            return Err(BaseMismatch { base, objects, current });
+            return Err(BaseMismatch { base, objects, current }.into());
         }
+        state.builder.check(&upserts, &deletes)?;
         let changed: Vec<ObjectKey> =
             upserts.iter().map(Object::key).chain(deletes.iter().cloned()).collect();
         state.builder.change(upserts, &deletes);

@@ -12,6 +12,7 @@ pub mod config;
 pub mod dataplane;
 pub mod endings;
 pub mod engine;
+pub mod explain;
 #[cfg(feature = "daemon")]
 pub mod housekeeper;
 pub mod io;
@@ -26,6 +27,7 @@ pub mod persist;
 pub mod ports;
 mod prefetch;
 pub mod rcu;
+pub mod rehearsal;
 #[cfg(feature = "daemon")]
 pub mod rpc;
 pub mod stages;
@@ -33,5 +35,6 @@ pub mod stats;
 mod sync;
 pub mod tables;
 pub mod verdict;
+pub mod whatif;
 pub mod wire;
 pub mod worker;

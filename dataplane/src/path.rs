@@ -219,9 +219,11 @@ fn count_drops(batch: &mut Batch, cx: &mut Context<'_>) {
             continue;
         }
         cx.stats.drops[meta.reason as usize].add(1);
-        let subject = match meta.reason {
-            DropReason::PolicyIngress | DropReason::PolicyEgress | DropReason::PolicyCut => meta.flow,
-            _ => 0,
+        let (subject, rule) = match meta.reason {
+            DropReason::PolicyIngress | DropReason::PolicyEgress | DropReason::PolicyCut => {
+                (meta.flow, meta.rule)
+            }
+            _ => (0, 0),
         };
         cx.stats.drop_ring.push(&DropRecord {
             tick: cx.now.tick,
@@ -229,6 +231,8 @@ fn count_drops(batch: &mut Batch, cx: &mut Context<'_>) {
             in_port: meta.in_port,
             key: meta.key,
             subject,
+            rule,
+            audit: false,
             revision: cx.tables.revision,
         });
     }

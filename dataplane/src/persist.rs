@@ -372,7 +372,12 @@ mod tests {
     use crate::tables::objects::Identity;
 
     fn identity(id: u32, namespace: &str) -> Object {
-        Object::Identity(Identity { id, namespace: namespace.into(), labels: BTreeMap::new() })
+        Object::Identity(Identity {
+            id,
+            namespace: namespace.into(),
+            labels: BTreeMap::new(),
+            named_ports: Vec::new(),
+        })
     }
 
     fn change(revision: u64, upserts: &[Object], deletes: &[ObjectKey]) -> Change {

@@ -7,6 +7,7 @@ use crate::batch::{Key, PortId};
 use crate::path::STAGES;
 use crate::sync::{AtomicU64, Ordering};
 use crate::tables::MAX_PORTS;
+use crate::tables::services::Id;
 use crate::verdict::{DROP_REASONS, DropReason};
 use crate::wire::Addr;
 
@@ -63,6 +64,9 @@ pub struct PortStats {
 pub struct WorkerStats {
     /// By [`DropReason`].
     pub drops: Box<[Counter]>,
+    /// Connections that passed, and would not have if audited policies were in force: at the destination's end, and
+    /// at the source's.
+    pub would_be_denied: [Counter; 2],
     /// In the order of [`STAGES`].
     pub stages: [StageStats; STAGES.len()],
     /// By port.
@@ -93,6 +97,7 @@ impl Default for WorkerStats {
     fn default() -> WorkerStats {
         WorkerStats {
             drops: (0..DROP_REASONS).map(|_| Counter::default()).collect(),
+            would_be_denied: Default::default(),
             stages: Default::default(),
             ports: (0..MAX_PORTS).map(|_| CachePadded::default()).collect(),
             packets: Counter::default(),
@@ -116,7 +121,7 @@ impl WorkerStats {
     }
 }
 
-/// One dropped packet.
+/// One dropped packet, or one that passed and would be dropped if audited policies were in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DropRecord {
     /// Monotonic clock, milliseconds.
@@ -129,6 +134,10 @@ pub struct DropRecord {
     pub key: Key,
     /// Identity whose policies refused it; 0 where none did.
     pub subject: u32,
+    /// The rule that did; 0: none matched.
+    pub rule: Id,
+    /// Whether it passed, and only audited policies would have refused it.
+    pub audit: bool,
     /// Revision of the tables.
     pub revision: u64,
 }
@@ -147,7 +156,7 @@ pub struct DropRing {
 struct Slot {
     /// Number of the record, plus one; 0 while it is being written.
     number: AtomicU64,
-    words: [AtomicU64; 7],
+    words: [AtomicU64; 8],
 }
 
 impl Default for DropRing {
@@ -184,14 +193,14 @@ impl DropRing {
         if slot.number.load(Ordering::Acquire) != number + 1 {
             return None;
         }
-        let words: [u64; 7] = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
+        let words: [u64; 8] = std::array::from_fn(|n| slot.words[n].load(Ordering::Relaxed));
         crate::sync::fence(Ordering::Acquire);
         (slot.number.load(Ordering::Relaxed) == number + 1).then(|| DropRecord::from_words(&words))?
     }
 }
 
 impl DropRecord {
-    fn to_words(self) -> [u64; 7] {
+    fn to_words(self) -> [u64; 8] {
         let half =
             |addr: &Addr, at: usize| u64::from_ne_bytes(addr.0[at..at + 8].try_into().expect("8 of 16"));
         let key = &self.key;
@@ -207,10 +216,11 @@ impl DropRecord {
                 | u64::from(self.in_port) << 48,
             u64::from(self.tick) | u64::from(self.subject) << 32,
             self.revision,
+            u64::from(self.rule) | u64::from(self.audit) << 32,
         ]
     }
 
-    fn from_words(words: &[u64; 7]) -> Option<DropRecord> {
+    fn from_words(words: &[u64; 8]) -> Option<DropRecord> {
         let addr = |low: u64, high: u64| {
             let mut bytes = [0; 16];
             bytes[..8].copy_from_slice(&low.to_ne_bytes());
@@ -230,6 +240,8 @@ impl DropRecord {
                 proto: (packed >> 32) as u8,
             },
             subject: (words[5] >> 32) as u32,
+            rule: words[7] as Id,
+            audit: words[7] >> 32 != 0,
             revision: words[6],
         })
     }
@@ -248,6 +260,8 @@ mod tests {
             in_port: n,
             key: Key { src: Addr::v4([10, 0, 0, 1]), dst: Addr([7; 16]), sport: n, dport: 80, proto: 6 },
             subject: 5,
+            rule: (1 << 30) - 1,
+            audit: n % 2 == 0,
             revision: 99,
         };
         (0..3000).for_each(|n| ring.push(&record(n)));

@@ -79,10 +79,10 @@ drop_reasons! {
     NoBackend "no_backend" "The Service has no backend for this packet (and the answer that is due was sent, or none is).";
     ServiceUndefined "service_undefined" "The address is in a Service range but is no Service, or not on this port.";
     ServiceLoop "service_loop" "A packet to a Service address would have been routed on instead of being translated.";
-    PolicyIngress "policy_ingress" "The destination pod is isolated for ingress and no rule allows this.";
-    PolicyEgress "policy_egress" "The source pod is isolated for egress and no rule allows this.";
+    PolicyIngress "policy_ingress" "The destination pod's policies do not let this in: a rule denies it, or a NetworkPolicy isolates the pod and no rule allows it.";
+    PolicyEgress "policy_egress" "The source pod's policies do not let this out: a rule denies it, or a NetworkPolicy isolates the pod and no rule allows it.";
     PodPending "pod_pending" "The pod is attached, but the control process has not sent its identity yet: nothing passes.";
-    PolicyCut "policy_cut" "A new revision of the policies denies this established connection.";
+    PolicyCut "policy_cut" "A new revision of the policies denies this established connection (and a reset was sent where one is due).";
     IcmpUnrelated "icmp_unrelated" "An ICMP error that belongs to no live flow.";
     TcpOutOfState "tcp_out_of_state" "A TCP packet that neither begins a connection nor belongs to one: SYN-ACK, FIN, RST, or no flag at all.";
     FlowTableFull "flow_table_full" "No room for a new flow.";

@@ -1,6 +1,9 @@
 //! The gRPC service, asked as the control process and the command line ask it. Workers are real threads with the
 //! real path; their ports are memory.
 
+#[path = "rpc/explain.rs"]
+mod explain;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::Ipv4Addr;
@@ -187,10 +190,10 @@ async fn flows_backends_and_drops_are_shown_with_their_names() {
         udp([192, 0, 2, 1], [192, 0, 2, 11], 4000, 30080),
         udp([192, 0, 2, 1], [10, 244, 1, 6], 4001, 5432),
     ]);
-    let drops = client.client.drops(v1::DropsRequest { limit: 0 }).await.unwrap().into_inner();
+    let drops = client.client.drops(v1::DropsRequest::default()).await.unwrap().into_inner();
     assert_eq!(drops.totals, [v1::DropCount { reason: "policy_ingress".into(), packets: 1 }]);
     let [drop] = &drops.latest[..] else { panic!("{drops:?}") };
-    assert_eq!(drop.policies, ["shop/db-from-nobody"]);
+    assert_eq!((&drop.policies[..], drop.rule.as_str()), (&["shop/db-from-nobody".to_owned()][..], ""));
     assert_eq!((drop.port.as_str(), drop.destination_pod.as_str()), ("uplink", "shop/db"));
     let age = Duration::from_nanos(unix_ns().abs_diff(drop.at_unix_ns));
     assert!(age < Duration::from_secs(60), "{age:?}");
@@ -543,11 +546,14 @@ fn cluster() -> Vec<v1::Object> {
         id: 2,
         namespace: "shop".into(),
         labels: HashMap::from([("app".into(), "db".into())]),
+        named_ports: vec![],
     };
+    let selection = v1::Selection { name: "pods app=db of namespace shop".into(), identities: vec![2] };
     let policy = v1::Policy {
         namespace: "shop".into(),
         name: "db-from-nobody".into(),
-        subjects: vec![2],
+        tier: v1::Tier::NetworkPolicy.into(),
+        subjects: vec![selection.name.clone()],
         isolates_ingress: true,
         ..v1::Policy::default()
     };
@@ -555,7 +561,13 @@ fn cluster() -> Vec<v1::Object> {
     if let Some(Kind::Pod(db)) = &mut db.object {
         db.identity = 2;
     }
-    let rest = [Kind::LocalNode(local), Kind::Node(other), Kind::Identity(identity), Kind::Policy(policy)];
+    let rest = [
+        Kind::LocalNode(local),
+        Kind::Node(other),
+        Kind::Identity(identity),
+        Kind::Selection(selection),
+        Kind::Policy(policy),
+    ];
     let mut objects: Vec<_> = rest.into_iter().map(|kind| v1::Object { object: Some(kind) }).collect();
     objects.extend([pod("web-1", [10, 244, 1, 5]), db, service(&[[10, 244, 1, 5]])]);
     objects

@@ -1,7 +1,7 @@
 //! What the tests of Wirelane stand on: packets that are easy to write and to check ([`packet`], [`check`]), a
 //! small cluster ([`cluster`]), datagrams in pieces ([`fragments`]), a node over memory ports that takes packets in
 //! and says what became of them ([`node`]), and such a node among others that Kubernetes manifests describe
-//! ([`manifests`], [`scene`]).
+//! ([`manifests`], [`scene`]). What policies mean is said once more, slowly, in [`verdicts`].
 
 pub mod check;
 pub mod churn;
@@ -12,6 +12,8 @@ pub mod node;
 pub mod packet;
 pub mod random;
 pub mod scene;
+pub mod stage;
+pub mod verdicts;
 
 /// Whether this test can run. One that cannot fails, unless it is told to be skipped.
 pub fn privileged() -> bool {

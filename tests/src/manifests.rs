@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
 use wirelane_control::{
     compile::{Compiler, Ref, Settings},
     model::{Key, Kind, Name},
@@ -44,11 +45,24 @@ impl Manifests {
     /// # Panics
     /// If one of them is not valid: no test means that.
     pub fn apply(&mut self, yaml: &str) -> Told {
+        self.read(yaml, Format::Yaml)
+    }
+
+    /// As [`Manifests::apply`], of manifests that are JSON.
+    ///
+    /// # Panics
+    /// If one of them is not valid: no test means that.
+    pub fn take(&mut self, objects: Vec<Value>) -> Told {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        self.read(&list.to_string(), Format::Json)
+    }
+
+    fn read(&mut self, text: &str, format: Format) -> Told {
         let mut touched = Touched { nodes: true, ..Touched::default() };
-        for reading in manifest::read(yaml, Format::Yaml) {
+        for reading in manifest::read(text, format) {
             match reading {
                 Reading::Valid(object) => self.state.upsert(object, "test.yaml".into(), &mut touched),
-                other => panic!("{other:?}\nof {yaml}"),
+                other => panic!("{other:?}\nof {text}"),
             }
         }
         self.compile(touched)

@@ -26,14 +26,8 @@ use crate::packet::{Packet, VXLAN_PORT, flag, proto, sctp, tcp, udp};
 /// MTU of pods: the wire's less the tunnel's 50 bytes.
 pub const POD_MTU: u16 = 1450;
 
-/// Everybody's addresses. Pods' and nodes' are in the manifests of every scene; the others are for Services.
-const PEOPLE: [(&str, &str, &str); 28] = [
-    ("near2", "10.244.1.11", "fd00:244:1::11"),
-    ("near", "10.244.1.10", "fd00:244:1::10"),
-    ("guest", "10.244.1.12", "fd00:244:1::12"),
-    ("far2", "10.244.2.11", "fd00:244:2::11"),
-    ("far", "10.244.2.10", "fd00:244:2::10"),
-    ("third", "10.244.3.10", "fd00:244:3::10"),
+/// Addresses of those who are no pods. Nodes' are in the manifests of every scene; the others are for Services.
+const PEOPLE: [(&str, &str, &str); 22] = [
     ("node1", "192.0.2.1", "2001:db8::1"),
     ("node2", "192.0.2.2", "2001:db8::2"),
     ("node3", "192.0.2.3", "2001:db8::3"),
@@ -58,9 +52,13 @@ const PEOPLE: [(&str, &str, &str); 28] = [
     ("outside", "203.0.114.80", "2001:db8:fffe::80"),
 ];
 
-/// The pods: name, number of the node, and what their addresses end in.
-const PODS: [(&str, u8, u8); 6] =
-    [("near", 1, 10), ("near2", 1, 11), ("guest", 1, 12), ("far", 2, 10), ("far2", 2, 11), ("third", 3, 10)];
+/// Pods: name, number of the node, and what their addresses end in. They are in the namespace `shop`, unless the name says
+/// another, as in `x/a`.
+pub type Pods = &'static [(&'static str, u8, u8)];
+
+/// The pods of a usual scene.
+const PODS: Pods =
+    &[("near", 1, 10), ("near2", 1, 11), ("guest", 1, 12), ("far", 2, 10), ("far2", 2, 11), ("third", 3, 10)];
 
 /// A scene.
 pub struct Scene {
@@ -69,6 +67,7 @@ pub struct Scene {
     manifests: Manifests,
     /// Number of that node.
     here: u8,
+    pods: Pods,
     /// Whether addresses are IPv6 ones.
     pub v6: bool,
     /// IANA protocol number of what is sent.
@@ -154,9 +153,16 @@ impl Scene {
 
     /// A scene on another node, or with other settings.
     pub fn on(here: u8, v6: bool, proto: u8, settings: Settings) -> Scene {
+        let mut scene = Scene::of(PODS, here, v6, proto, settings);
+        scene.apply(&PODS.iter().map(manifest).collect::<String>());
+        scene
+    }
+
+    /// A scene of other pods than the usual, whose manifests are yet to come.
+    pub fn of(pods: Pods, here: u8, v6: bool, proto: u8, settings: Settings) -> Scene {
         let cluster = crate::cluster::Cluster {
             objects: Vec::new(),
-            ports: ports(here),
+            ports: ports(pods, here),
             uplink: UplinkRoutes {
                 on_link: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
                 gateways: vec![
@@ -173,12 +179,13 @@ impl Scene {
         let node = Node::new(&cluster);
         let manifests = Manifests::new(settings);
         let problems = Vec::new();
-        let mut scene = Scene { node, manifests, here, v6, proto, last_port: 40_000, problems };
-        scene.apply(&base());
+        let mut scene = Scene { node, manifests, here, pods, v6, proto, last_port: 40_000, problems };
+        scene.apply(&nodes());
         scene
     }
 
-    /// Takes in manifests. `$near` and the like stand for addresses, `$PROTO` and `$FAMILY` for those of the scene.
+    /// Takes in manifests. `$near` and the like stand for addresses, `${near}` for the prefix of that address alone, `$PROTO`
+    /// and `$FAMILY` for those of the scene.
     pub fn apply(&mut self, yaml: &str) {
         let told = self.manifests.apply(&self.spell(yaml));
         self.problems = told.problems;
@@ -204,9 +211,15 @@ impl Scene {
                 },
             )
             .replace("$FAMILY", if self.v6 { "IPv6" } else { "IPv4" });
-        // Longer names first: see their order.
-        for (name, v4, v6) in PEOPLE {
-            text = text.replace(&format!("${name}"), &format!("\"{}\"", if self.v6 { v6 } else { v4 }));
+        let mut names: Vec<&str> =
+            PEOPLE.iter().map(|one| one.0).chain(self.pods.iter().map(|pod| pod.0)).collect();
+        // Some begin with others.
+        names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        for name in names {
+            let address = self.spelled(name);
+            let bits = if self.v6 { 128 } else { 32 };
+            text = text.replace(&format!("${{{name}}}"), &format!("\"{address}/{bits}\""));
+            text = text.replace(&format!("${name}"), &format!("\"{address}\""));
         }
         assert!(!text.contains('$'), "a name that is nobody's: {text}");
         text
@@ -215,10 +228,17 @@ impl Scene {
     /// The address of somebody; `gateway` is that of the scene's node.
     pub fn address(&self, name: &str) -> IpAddr {
         let gateway = format!("gateway{}", self.here);
-        let name = if name == "gateway" { &gateway } else { name };
+        self.spelled(if name == "gateway" { &gateway } else { name }).parse().unwrap()
+    }
+
+    fn spelled(&self, name: &str) -> String {
+        if let Some(pod) = self.pods.iter().find(|pod| pod.0 == name) {
+            let [v4, v6] = addresses(pod);
+            return if self.v6 { v6 } else { v4 };
+        }
         let (_, v4, v6) =
             PEOPLE.iter().find(|one| one.0 == name).unwrap_or_else(|| panic!("nobody is {name}"));
-        if self.v6 { v6 } else { v4 }.parse().unwrap()
+        if self.v6 { v6 } else { v4 }.to_string()
     }
 
     /// Address and port, from `near:8080`.
@@ -232,8 +252,12 @@ impl Scene {
         if address == self.address("gateway") {
             return "gateway".into();
         }
-        let found = PEOPLE.iter().find(|one| [one.1, one.2].contains(&address.to_string().as_str()));
-        found.map_or_else(|| address.to_string(), |one| one.0.into())
+        let text = address.to_string();
+        if let Some(pod) = self.pods.iter().find(|pod| addresses(pod).contains(&text)) {
+            return pod.0.into();
+        }
+        let found = PEOPLE.iter().find(|one| [one.1, one.2].contains(&text.as_str()));
+        found.map_or(text, |one| one.0.into())
     }
 
     /// What becomes of new connections, each from a port of its own: everything that came of any of so many.
@@ -324,7 +348,7 @@ impl Scene {
     }
 
     fn pod_port(&self, name: &str) -> Option<PortId> {
-        let here = PODS.iter().filter(|pod| pod.1 == self.here);
+        let here = self.pods.iter().filter(|pod| pod.1 == self.here);
         here.zip(FIRST_POD_PORT..).find(|(pod, _)| pod.0 == name).map(|(_, port)| port)
     }
 
@@ -332,7 +356,7 @@ impl Scene {
     pub fn wrapped(&self, from: &str, packet: Packet) -> Vec<u8> {
         match self.entry(from) {
             HOST_PORT => packet.link(HOST_MAC, GATEWAY_MAC).bytes(),
-            UPLINK_PORT => match PODS.iter().find(|pod| pod.0 == from) {
+            UPLINK_PORT => match self.pods.iter().find(|pod| pod.0 == from) {
                 Some(pod) => self.tunnelled(pod.1, packet),
                 None => packet
                     .link(neighbour_mac(if from == "neighbour" { 100 } else { 254 }), UPLINK_MAC)
@@ -403,7 +427,7 @@ impl Scene {
         if out != UPLINK_PORT {
             return Err(format!("to {whom} by port {out}"));
         }
-        match PODS.iter().find(|pod| pod.0 == whom) {
+        match self.pods.iter().find(|pod| pod.0 == whom) {
             Some(pod) => {
                 let (_, outer) = ends(frame).ok_or("no UDP")?;
                 let node = addr(&format!("192.0.2.{}", pod.1));
@@ -461,8 +485,8 @@ pub fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
     Some((SocketAddr::new(src, port(0)?), SocketAddr::new(dst, port(2)?)))
 }
 
-/// Nodes and pods, which are in every scene.
-fn base() -> String {
+/// The nodes, which are in every scene.
+fn nodes() -> String {
     let mut text = String::new();
     for (number, zone) in [(1, "a"), (2, "b"), (3, "a")] {
         let _ = write!(
@@ -474,18 +498,24 @@ fn base() -> String {
              {{type: InternalIP, address: \"2001:db8::{number}\"}}]}}\n"
         );
     }
-    for (name, node, last) in PODS {
-        let _ = write!(
-            text,
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
-             spec: {{nodeName: node{node}, containers: [{{name: main, image: test}}]}}\n\
-             status: {{phase: Running, podIPs: [{{ip: 10.244.{node}.{last}}}, {{ip: \"fd00:244:{node}::{last}\"}}]}}\n"
-        );
-    }
     text
 }
 
-fn ports(here: u8) -> Vec<(PortId, PortConfig)> {
+/// A pod of the usual scene.
+fn manifest((name, node, last): &(&str, u8, u8)) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}\n\
+         spec: {{nodeName: node{node}, containers: [{{name: main, image: test}}]}}\n\
+         status: {{phase: Running, podIPs: [{{ip: 10.244.{node}.{last}}}, {{ip: \"fd00:244:{node}::{last}\"}}]}}\n"
+    )
+}
+
+/// A pod's, of both families.
+fn addresses((_, node, last): &(&str, u8, u8)) -> [String; 2] {
+    [format!("10.244.{node}.{last}"), format!("fd00:244:{node}::{last}")]
+}
+
+fn ports(pods: Pods, here: u8) -> Vec<(PortId, PortConfig)> {
     let port = |kind, name: &str, mac: Mac, peer_mac: Mac, mtu| PortConfig {
         kind,
         name: name.into(),
@@ -498,10 +528,10 @@ fn ports(here: u8) -> Vec<(PortId, PortConfig)> {
         (UPLINK_PORT, port(PortKind::Uplink, "uplink", UPLINK_MAC, [0; 6], 1500)),
         (HOST_PORT, port(PortKind::Host, "host", GATEWAY_MAC, HOST_MAC, POD_MTU)),
     ];
-    for ((name, node, last), id) in PODS.into_iter().filter(|pod| pod.1 == here).zip(FIRST_POD_PORT..) {
-        let addresses =
-            vec![addr(&format!("10.244.{node}.{last}")), addr(&format!("fd00:244:{node}::{last}"))];
-        let config = port(PortKind::Pod, &format!("shop/{name}"), GATEWAY_MAC, pod_mac(id), POD_MTU);
+    for (pod, id) in pods.iter().filter(|pod| pod.1 == here).zip(FIRST_POD_PORT..) {
+        let name = if pod.0.contains('/') { pod.0.to_owned() } else { format!("shop/{}", pod.0) };
+        let addresses = addresses(pod).iter().map(|address| addr(address)).collect();
+        let config = port(PortKind::Pod, &name, GATEWAY_MAC, pod_mac(id), POD_MTU);
         ports.push((id, PortConfig { addresses, ..config }));
     }
     ports

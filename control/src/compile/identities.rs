@@ -15,6 +15,7 @@ use super::{Change, Ref, protocol};
 use crate::{hash::StableHash, state::Traits};
 
 /// The id of every distinct set of traits.
+#[derive(Clone)]
 pub(super) struct Identities {
     ids: BTreeMap<Arc<Traits>, u32>,
     taken: HashSet<u32>,

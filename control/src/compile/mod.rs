@@ -61,6 +61,7 @@ pub struct HealthCheck {
 }
 
 /// Compiles what has changed.
+#[derive(Clone)]
 pub struct Compiler {
     settings: Settings,
     identities: Identities,

@@ -26,7 +26,7 @@ use crate::{
 const MAX_BUCKETS: usize = 32;
 
 /// Every selection that a policy names, and what it chooses.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Selections {
     slots: Vec<Slot>,
     /// Slots that nobody has.
@@ -41,6 +41,7 @@ pub(super) struct Selections {
 }
 
 /// A selection.
+#[derive(Clone)]
 struct Slot {
     selection: Arc<Selection>,
     /// How many policies name it.
@@ -52,6 +53,7 @@ struct Slot {
 }
 
 /// A namespace with identities in it.
+#[derive(Clone)]
 struct Space {
     labels: Labels,
     identities: BTreeMap<u32, Arc<Traits>>,

@@ -8,6 +8,7 @@ use std::{
 use crate::model::{Created, Name};
 
 /// Who claims what only one object can have. The oldest claimant holds it; among equals, the first by name.
+#[derive(Clone)]
 pub(super) struct Claims<K> {
     claimants: HashMap<K, BTreeSet<(Created, Name)>>,
 }

@@ -29,7 +29,7 @@ pub struct Stored<T> {
 }
 
 /// All objects.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct State {
     nodes: BTreeMap<Name, Stored<Node>>,
     namespaces: BTreeMap<String, Stored<Namespace>>,
@@ -188,6 +188,25 @@ impl State {
                 state.assigned.insert(service.clone(), addresses);
             }
         });
+    }
+
+    /// An object.
+    pub fn object(&self, key: &Key) -> Option<Object> {
+        let Key { kind, name } = key;
+        match kind {
+            Kind::Node => self.nodes.get(name).map(|stored| Object::Node(stored.object.clone())),
+            Kind::Namespace => {
+                self.namespaces.get(&name.name).map(|stored| Object::Namespace(stored.object.clone()))
+            }
+            Kind::Pod => self.pods.get(name).map(|stored| Object::Pod(stored.object.clone())),
+            Kind::Service => self.services.get(name).map(|stored| Object::Service(stored.object.clone())),
+            Kind::EndpointSlice => {
+                self.slices.get(name).map(|stored| Object::EndpointSlice(stored.object.clone()))
+            }
+            Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => {
+                self.policies.get(name).map(|stored| Object::Policy(stored.object.clone()))
+            }
+        }
     }
 
     /// A node.

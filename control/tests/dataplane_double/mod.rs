@@ -194,6 +194,20 @@ impl Dataplane for Service {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
+    async fn explain(
+        &self,
+        _: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        Err(Status::unimplemented("the double forwards nothing"))
+    }
+
+    async fn what_if(
+        &self,
+        _: Request<v1::WhatIfRequest>,
+    ) -> Result<Response<v1::WhatIfResponse>, Status> {
+        Err(Status::unimplemented("the double forwards nothing"))
+    }
+
     async fn drops(&self, _: Request<v1::DropsRequest>) -> Result<Response<v1::DropsResponse>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }

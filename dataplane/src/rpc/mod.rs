@@ -6,6 +6,7 @@
 pub mod convert;
 mod explain;
 pub mod query;
+pub mod whatif;
 
 use std::fs;
 use std::io;
@@ -26,11 +27,12 @@ use wirelane_proto::MAX_MESSAGE_BYTES;
 use wirelane_proto::v1;
 use wirelane_proto::v1::dataplane_server::{Dataplane as DataplaneRpc, DataplaneServer};
 
-use crate::dataplane::{AttachError, Dataplane, Live, Transaction};
+use crate::dataplane::{AttachError, Dataplane, Live, Refused, Transaction};
 use crate::ports::{Ports, chain};
 use crate::tables::objects::Object;
 use convert::{Invalid, InvalidObject};
-use explain::Question;
+use explain::connection;
+use explain::service::{self, Question};
 
 /// The dataplane's socket. Its file goes with it.
 #[derive(Debug)]
@@ -202,13 +204,34 @@ impl<P: Ports> DataplaneRpc for Service<P> {
         request: Request<v1::ExplainServiceRequest>,
     ) -> Result<Response<v1::ExplainServiceResponse>, Status> {
         let question = Question::parse(&request.into_inner()).map_err(invalid_argument)?;
-        let explained = blocking(&self.dataplane, move |dataplane| explain::explain(dataplane, &question));
+        let explained = blocking(&self.dataplane, move |dataplane| service::explain(dataplane, &question));
         Ok(Response::new(explained.await?))
     }
 
+    async fn what_if(
+        &self,
+        request: Request<v1::WhatIfRequest>,
+    ) -> Result<Response<v1::WhatIfResponse>, Status> {
+        let v1::WhatIfRequest { upserts, deletes } = request.into_inner();
+        let change = transaction(&v1::Transaction { base: 0, upserts, deletes });
+        let change = change.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let answer = blocking(&self.dataplane, move |dataplane| whatif::what_if(dataplane, change)).await?;
+        Ok(Response::new(answer.map_err(|error| Status::resource_exhausted(error.to_string()))?))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let request = connection::request(&request.into_inner()).map_err(invalid_argument)?;
+        let explain = move |dataplane: &Dataplane<P>| connection::explain(dataplane, &request);
+        let explained = blocking(&self.dataplane, explain).await?;
+        Ok(Response::new(explained.map_err(|unclear| Status::invalid_argument(unclear.to_string()))?))
+    }
+
     async fn drops(&self, request: Request<v1::DropsRequest>) -> Result<Response<v1::DropsResponse>, Status> {
-        let limit = request.into_inner().limit;
-        let drops = blocking(&self.dataplane, move |dataplane| query::drops(dataplane, limit)).await?;
+        let v1::DropsRequest { limit, audit } = request.into_inner();
+        let drops = blocking(&self.dataplane, move |dataplane| query::drops(dataplane, limit, audit)).await?;
         Ok(Response::new(drops))
     }
 }
@@ -255,11 +278,12 @@ fn apply<P: Ports>(dataplane: &Dataplane<P>, message: &v1::Transaction, received
             latency_us: latency.as_micros() as u64,
             error: None,
         },
-        Err(mismatch) => refused(v1::ApplyError {
+        Err(Refused::Base(mismatch)) => refused(v1::ApplyError {
             code: v1::apply_error::Code::BaseMismatch.into(),
             reason: mismatch.to_string(),
             ..v1::ApplyError::default()
         }),
+        Err(Refused::Dangling(dangling)) => refused(convert::dangling_error(&dangling)),
     }
 }
 

@@ -21,9 +21,11 @@ use crate::tables::build::Names;
 use crate::tables::flows::line::{Family, Line};
 use crate::tables::flows::state;
 use crate::tables::flows::{FlowRef, FlowTable};
-use crate::tables::objects::{Object, Service, ServicePort};
-use crate::tables::policy::Direction;
-use crate::tables::services::{Id, backend_name, port_name, split_backend_name};
+use crate::tables::objects::{Object, Policy, Service, ServicePort, Tier};
+use crate::tables::policy::{Direction, rule_policy};
+use crate::tables::services::{
+    Id, backend_name, port_name, service_label, split_backend_name, split_port_name,
+};
 use crate::tables::standing::Standing;
 use crate::tables::{PortKind, Tables};
 use crate::verdict::DropReason;
@@ -59,6 +61,7 @@ pub fn status<P: Ports>(dataplane: &Dataplane<P>) -> v1::StatusResponse {
         flows_expired: shared.stats.iter().map(|worker| worker.flows_expired.read()).sum(),
         flows_evicted: shared.stats.iter().map(|worker| worker.flows_evicted.read()).sum(),
         drops: drop_totals(shared),
+        would_be_denied: would_be_denied(shared),
         apply_p50_us: micros(state.latencies.percentile(50)),
         apply_p99_us: micros(state.latencies.percentile(99)),
     }
@@ -127,37 +130,53 @@ pub fn services<P: Ports>(dataplane: &Dataplane<P>) -> Vec<v1::ServiceView> {
     views
 }
 
-/// How often each reason to drop a packet has come about, and the latest `limit` drops (0: all that are known).
-pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32) -> v1::DropsResponse {
+/// How often each reason to drop a packet has come about, and the latest `limit` drops (0: all that are known). With
+/// `audit` the same of what has passed and would have been dropped, if policies in audit mode were in force.
+pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32, audit: bool) -> v1::DropsResponse {
     let shared = dataplane.shared();
     let limit = if limit == 0 { usize::MAX } else { limit as usize };
-    let workers = shared.stats.iter().enumerate();
-    let mut latest: Vec<(usize, DropRecord)> = workers
-        .flat_map(|(worker, stats)| {
-            stats.drop_ring.latest(limit).into_iter().map(move |record| (worker, record))
-        })
-        .collect();
+    let mut latest = recorded_drops(shared, audit);
     let (tick, time) = (Now::read().tick, SystemTime::now());
     let age = |record: &DropRecord| tick.wrapping_sub(record.tick);
     latest.sort_by_key(|(_, record)| std::cmp::Reverse(age(record)));
     latest.drain(..latest.len().saturating_sub(limit));
 
     let tables = shared.tables();
-    let pods = Pods::of(&dataplane.state());
-    let latest = latest.into_iter().map(|(worker, record)| v1::Drop {
-        at_unix_ns: unix_ns(time - Duration::from_millis(age(&record).into())),
-        worker: worker as u32,
-        reason: record.reason.label().into(),
-        sentence: record.reason.sentence().into(),
-        port: tables.port(record.in_port).map(|port| port.name.to_string()).unwrap_or_default(),
-        protocol: record.key.proto.into(),
-        tuple: Some(tuple(&record.key)),
-        source_pod: pods.name(&record.key.src),
-        destination_pod: pods.name(&record.key.dst),
-        policies: policies(&record, &tables),
-        revision: record.revision,
+    let state = dataplane.state();
+    let pods = Pods::of(&state);
+    let latest = latest.into_iter().map(|(worker, record)| {
+        let rule = state.builder.names().name(record.rule).unwrap_or_default();
+        v1::Drop {
+            at_unix_ns: unix_ns(time - Duration::from_millis(age(&record).into())),
+            worker: worker as u32,
+            reason: record.reason.label().into(),
+            sentence: record.reason.sentence().into(),
+            port: tables.port(record.in_port).map(|port| port.name.to_string()).unwrap_or_default(),
+            protocol: record.key.proto.into(),
+            tuple: Some(tuple(&record.key)),
+            source_pod: pods.name(&record.key.src),
+            destination_pod: pods.name(&record.key.dst),
+            policies: match rule_policy(rule) {
+                Some(policy) => vec![policy.into()],
+                None => isolating(&record, &state, &tables),
+            },
+            revision: record.revision,
+            rule: rule.into(),
+            audit: record.audit,
+        }
     });
-    v1::DropsResponse { totals: drop_totals(shared), latest: latest.collect() }
+    let totals = if audit { would_be_denied(shared) } else { drop_totals(shared) };
+    v1::DropsResponse { totals, latest: latest.collect() }
+}
+
+/// Drops that are on record, with their workers; with `audit` what has passed and would have been dropped.
+pub(super) fn recorded_drops(shared: &Shared, audit: bool) -> Vec<(usize, DropRecord)> {
+    let workers = shared.stats.iter().enumerate();
+    let of = |(worker, stats): (usize, &WorkerStats)| {
+        let records = stats.drop_ring.latest(usize::MAX).into_iter();
+        records.filter(move |record| record.audit == audit).map(move |record| (worker, record))
+    };
+    workers.flat_map(of).collect()
 }
 
 /// Nanoseconds since 1970.
@@ -236,15 +255,25 @@ fn drop_totals(shared: &Shared) -> Vec<v1::DropCount> {
     totals.filter(|count| count.packets > 0).collect()
 }
 
+/// How often what has passed would have been dropped, if policies in audit mode were in force.
+fn would_be_denied(shared: &Shared) -> Vec<v1::DropCount> {
+    let reasons = [DropReason::PolicyIngress, DropReason::PolicyEgress].into_iter().enumerate();
+    let totals = reasons.map(|(n, reason)| v1::DropCount {
+        reason: reason.label().into(),
+        packets: shared.stats.iter().map(|worker| worker.would_be_denied[n].read()).sum(),
+    });
+    totals.filter(|count| count.packets > 0).collect()
+}
+
 /// The policies that isolate the pod that refused a packet.
-fn policies(record: &DropRecord, tables: &Tables) -> Vec<String> {
+fn isolating(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String> {
     let isolating = |direction| {
-        let policies = tables.policies.isolating(direction, record.subject).iter();
-        policies.map(ToString::to_string).collect::<Vec<_>>()
+        let about = state.builder.policies_about(direction, record.subject).into_iter();
+        about.filter(|policy| policy.tier == Tier::NetworkPolicy && (record.audit || !policy.audit))
     };
-    let mut names: Vec<String> = match record.reason {
-        DropReason::PolicyIngress => isolating(Direction::Ingress),
-        DropReason::PolicyEgress => isolating(Direction::Egress),
+    let policies: Vec<&Policy> = match record.reason {
+        DropReason::PolicyIngress => isolating(Direction::Ingress).collect(),
+        DropReason::PolicyEgress => isolating(Direction::Egress).collect(),
         // It does not say at which end: at the one that has the identity.
         DropReason::PolicyCut => {
             [(&record.key.dst, Direction::Ingress), (&record.key.src, Direction::Egress)]
@@ -255,12 +284,13 @@ fn policies(record: &DropRecord, tables: &Tables) -> Vec<String> {
         }
         _ => Vec::new(),
     };
+    let mut names: Vec<String> = policies.into_iter().map(|policy| policy.name.clone()).collect();
     names.sort_unstable();
     names.dedup();
     names
 }
 
-fn tuple(key: &Key) -> v1::Tuple {
+pub(super) fn tuple(key: &Key) -> v1::Tuple {
     v1::Tuple {
         source: key.src.to_vec(),
         destination: key.dst.to_vec(),
@@ -361,31 +391,24 @@ fn is_local(address: &Addr, tables: &Tables) -> bool {
     tables.pods.get(address).is_some_and(|pod| pod.local)
 }
 
-/// Service, name of the port and protocol, of what [`port_name`] has put together.
-fn split_port_name(name: &str) -> Option<(&str, &str, u8)> {
-    let (rest, protocol) = name.rsplit_once('/')?;
-    let (service, port) = rest.rsplit_once(':')?;
-    Some((service, port, protocol.parse().ok()?))
-}
-
 /// A flow, copied out of its table.
 #[derive(Clone, Copy, Debug)]
-struct FlowCopy {
-    original: Key,
-    reply: Key,
+pub(super) struct FlowCopy {
+    pub original: Key,
+    pub reply: Key,
     state: state::State,
     /// Packets and bytes of the original direction and of the replies.
     counts: [(u64, u64); 2],
     last_seen: [u32; 2],
     /// Service port and backend.
-    service: (Id, Id),
+    pub service: (Id, Id),
     /// Rules that allowed egress and ingress.
     rules: (Id, Id),
     revision: u32,
 }
 
 /// Every flow, in pieces small enough for nobody to wait for one.
-fn pieces(shared: &Shared) -> impl Iterator<Item = Vec<FlowCopy>> + '_ {
+pub(super) fn pieces(shared: &Shared) -> impl Iterator<Item = Vec<FlowCopy>> + '_ {
     const RECORDS: usize = 4096;
     let ranges = |all: usize| (0..all).step_by(RECORDS).map(move |first| first..all.min(first + RECORDS));
     let v4 = ranges(shared.flows_v4.used());
@@ -459,13 +482,4 @@ impl FlowCopy {
 fn named_backend(names: &Names, id: Id) -> Option<(Addr, u16)> {
     let (address, port) = split_backend_name(names.name(id)?)?;
     Some((Addr::from(address), port))
-}
-
-/// "namespace/name:port", or without the port if it has no name.
-fn service_label(port_name: &str) -> String {
-    match split_port_name(port_name) {
-        Some((service, "", _)) => service.into(),
-        Some((service, port, _)) => format!("{service}:{port}"),
-        None => port_name.into(),
-    }
 }

@@ -148,6 +148,10 @@ pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
                 meta.refuse(DropReason::BackendGone, Answer::Reset);
                 waiting.answers.push(index);
             }
+            Ok(Tracked::Cut) => {
+                meta.refuse(DropReason::PolicyCut, Answer::Reset);
+                waiting.answers.push(index);
+            }
             Err(reason) => meta.drop(reason),
         }
     }
@@ -176,6 +180,8 @@ enum Tracked {
     NotOurs,
     /// It belongs to a flow that has ended, of which its sender has to be told.
     Ended,
+    /// It belongs to a flow that policy denies, and its sender has to be told.
+    Cut,
 }
 
 /// Why a packet does not go on with its flow.
@@ -187,6 +193,8 @@ pub enum Halt {
     Anew,
     /// Its flow has ended, and it does not begin a new one.
     Ended,
+    /// Policy denies its flow, and both ends are to be told.
+    Cut,
 }
 
 impl Halt {
@@ -195,6 +203,7 @@ impl Halt {
         match self {
             Halt::Drop(reason) => reason,
             Halt::Anew | Halt::Ended => DropReason::BackendGone,
+            Halt::Cut => DropReason::PolicyCut,
         }
     }
 }
@@ -241,6 +250,7 @@ fn track<F: Family>(
             Ok(Tracked::New)
         }
         Err(Halt::Ended) => Ok(Tracked::Ended),
+        Err(Halt::Cut) => Ok(Tracked::Cut),
         Err(Halt::Drop(reason)) => Err(reason),
     }
 }
@@ -346,10 +356,15 @@ fn revalidate<F: Family>(
         policy::Ends { src: first.src, dst: to.dst, proto: first.proto, port: to.dport, through_service };
     if let Err(denied) = policy::judge(&ends, cx.tables) {
         // The flow stays and is asked about for each packet. Without it the other side's next packet would
-        // begin a new one, which its policies may allow, and the denied side's would be that one's replies.
+        // begin a new one, which its policies may allow, and the denied side's would be that one's replies. So it
+        // does when its ends are told: one of them may not listen.
         table.line(flow).tail().touch(cx.now.tick);
-        meta.flow = denied.subject;
-        return Err(Halt::Drop(DropReason::PolicyCut));
+        (meta.flow, meta.rule) = (denied.subject, denied.rule);
+        let is_told = cx.tables.local.as_ref().is_some_and(|local| local.reset_cut_flows)
+            && first.proto == proto::TCP
+            && !meta.has(flags::ICMP_ERROR)
+            && meta.l4_info & (tcp::SYN | tcp::ACK) != tcp::SYN;
+        return Err(if is_told { Halt::Cut } else { Halt::Drop(DropReason::PolicyCut) });
     }
     let line = table.line(flow);
     // Of what is handed on as it is, the destination says nothing.

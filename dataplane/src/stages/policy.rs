@@ -6,6 +6,7 @@ use crate::stages::conntrack::Halt;
 use crate::stages::masquerade::{Ports, Source};
 use crate::stages::service::Choice;
 use crate::stages::{conntrack, hop};
+use crate::stats::DropRecord;
 use crate::tables::flows::limits::Limit;
 use crate::tables::flows::line::{Family, Rewrite, V4, V6};
 use crate::tables::flows::{FlowRef, FlowTable, InsertError, NewFlow};
@@ -19,7 +20,8 @@ use crate::wire::Addr;
 /// Sees the first packets of flows, after service; what it allows goes on to forward.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
     for index in waiting.chosen.iter() {
-        cx.tables.prefetch_policies(&batch.meta[index].key.src, &waiting.choices[index].address);
+        let (key, choice) = (&batch.meta[index].key, &waiting.choices[index]);
+        cx.tables.prefetch_policies(&key.src, &choice.address, key.proto, choice.port);
     }
     // All are judged before the first is committed: meanwhile memory looks for the buckets of their replies.
     for index in waiting.chosen.iter() {
@@ -61,10 +63,19 @@ pub struct Admitted {
     /// What it may be turned into.
     ports: Ports,
     masquerade_limit: u32,
-    rules: (Id, Id),
+    admission: Admission,
     next: NextHop,
     /// Whether its replies do not come by here.
     one_sided: bool,
+}
+
+/// A connection that is allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// The rules that allowed it, of egress and ingress; 0 where none was needed.
+    pub rules: (Id, Id),
+    /// Who would have denied it, if audited policies were in force; of both ends the source's.
+    pub audit: Option<Denied>,
 }
 
 /// Which identity refused a connection, and at which end.
@@ -74,6 +85,18 @@ pub struct Denied {
     pub direction: Direction,
     /// The identity whose policies did.
     pub subject: u32,
+    /// The rule that did; 0: none matched.
+    pub rule: Id,
+}
+
+impl Denied {
+    /// Why the packet is dropped.
+    pub fn reason(&self) -> DropReason {
+        match self.direction {
+            Direction::Ingress => DropReason::PolicyIngress,
+            Direction::Egress => DropReason::PolicyEgress,
+        }
+    }
 }
 
 /// A connection as policy sees it: who meant to reach whom.
@@ -92,25 +115,29 @@ pub struct Ends {
 }
 
 /// Judges a connection at those of its ends that are pods of this node: egress at the source, ingress at the
-/// destination. Gives the rules that allowed it.
+/// destination.
 ///
 /// What comes from the node itself is always let in, and a pod always reaches itself, but not through a
 /// Service (NetworkPolicy v1; ClusterNetworkPolicy says so of Services).
 ///
 /// # Errors
 /// Who denied it.
-pub fn judge(ends: &Ends, tables: &Tables) -> Result<(Id, Id), Denied> {
+pub fn judge(ends: &Ends, tables: &Tables) -> Result<Admission, Denied> {
+    let mut admission = Admission::default();
     if ends.src == ends.dst && !ends.through_service {
-        return Ok((0, 0));
+        return Ok(admission);
     }
     let (source, destination) = (tables.pods.get(&ends.src), tables.pods.get(&ends.dst));
     let identity = |pod: Option<&PodAt>| pod.map_or(0, |pod| pod.identity);
-    let end = |direction, subject: u32, peer: Option<&PodAt>, address: &Addr| {
+    let mut end = |direction, subject: u32, peer: Option<&PodAt>, address: &Addr| {
         let peer = Peer { identity: identity(peer), address: *address, proto: ends.proto, port: ends.port };
-        match tables.policies.judge(direction, subject, &peer) {
-            Judgement::Denied => Err(Denied { direction, subject }),
-            judgement => Ok(judgement.rule()),
+        let judged = tables.policies.judge(direction, subject, &peer);
+        if let Judgement::Denied(rule) = judged.judgement {
+            return Err(Denied { direction, subject, rule });
         }
+        let denied = judged.audit.map(|rule| Denied { direction, subject, rule });
+        admission.audit = admission.audit.or(denied);
+        Ok(judged.judgement.rule())
     };
     let egress = match source {
         Some(pod) if pod.local => end(Direction::Egress, pod.identity, destination, &ends.dst)?,
@@ -122,7 +149,8 @@ pub fn judge(ends: &Ends, tables: &Tables) -> Result<(Id, Id), Denied> {
         }
         _ => 0,
     };
-    Ok((egress, ingress))
+    admission.rules = (egress, ingress);
+    Ok(admission)
 }
 
 /// Whether a flow may begin with this packet, as what, and where its packets go.
@@ -135,12 +163,9 @@ fn admit(meta: &mut Meta, hash: u64, choice: &Choice, cx: &Context<'_>) -> Resul
         port: choice.port,
         through_service: choice.ids != (0, 0),
     };
-    let rules = judge(&ends, cx.tables).map_err(|denied| {
-        meta.flow = denied.subject;
-        match denied.direction {
-            Direction::Ingress => DropReason::PolicyIngress,
-            Direction::Egress => DropReason::PolicyEgress,
-        }
+    let admission = judge(&ends, cx.tables).map_err(|denied| {
+        (meta.flow, meta.rule) = (denied.subject, denied.rule);
+        denied.reason()
     })?;
     let next = match choice.hand_on {
         Some(next) => next,
@@ -150,7 +175,7 @@ fn admit(meta: &mut Meta, hash: u64, choice: &Choice, cx: &Context<'_>) -> Resul
     let translated = Key { src: source.address, dst: choice.address, dport: choice.port, ..key };
     let ports = Ports::new(&source, translated, hash);
     let one_sided = choice.hand_on.is_some();
-    Ok(Admitted { ports, masquerade_limit: source.limit, rules, next, one_sided })
+    Ok(Admitted { ports, masquerade_limit: source.limit, admission, next, one_sided })
 }
 
 /// Begins the flow, unless a packet before this one, in this batch or on another worker, has meanwhile.
@@ -181,14 +206,14 @@ fn commit<F: Family>(
     cx: &mut Context<'_>,
     table: &FlowTable<F>,
 ) -> Result<FlowRef, DropReason> {
-    let (key, Admitted { mut ports, masquerade_limit, rules, next, one_sided }) = (meta.key, admitted);
+    let (key, Admitted { mut ports, masquerade_limit, admission, next, one_sided }) = (meta.key, admitted);
     while let Some(translated) = ports.next(table, &mut cx.local.exhausted, cx.now.tick) {
         let reply = translated.reversed();
         let new = NewFlow {
             original: (key, Rewrite::between(&key, &translated)),
             reply: (reply, Rewrite::between(&reply, &key.reversed())),
             service,
-            rules,
+            rules: admission.rules,
             hop: (next, cx.tables.revision as u32),
             from_pod: meta.has(flags::FROM_POD),
             masquerade_limit,
@@ -196,8 +221,14 @@ fn commit<F: Family>(
         };
         let index = usize::from(meta.has(flags::V6));
         match table.insert(&mut cx.retired[index], cx.epochs, &new, cx.now.tick) {
-            // Existing: another worker had a packet of this flow at the same moment.
-            Ok(flow) | Err(InsertError::Exists(flow)) => return Ok(flow),
+            Ok(flow) => {
+                if let Some(denied) = &admission.audit {
+                    note_audit(denied, meta, &translated, cx);
+                }
+                return Ok(flow);
+            }
+            // Another worker had a packet of this flow at the same moment.
+            Err(InsertError::Exists(flow)) => return Ok(flow),
             Err(InsertError::Full) => return Err(DropReason::FlowTableFull),
             Err(InsertError::Limit(Limit::Pod)) => return Err(DropReason::PodLimit),
             Err(InsertError::Limit(Limit::Source)) => return Err(DropReason::SourceLimit),
@@ -211,4 +242,21 @@ fn commit<F: Family>(
         }
     }
     Err(DropReason::SourcePortsExhausted)
+}
+
+/// A flow has begun that audited policies would have denied.
+#[cold]
+fn note_audit(denied: &Denied, meta: &Meta, translated: &Key, cx: &Context<'_>) {
+    cx.stats.would_be_denied[denied.direction as usize].add(1);
+    cx.stats.drop_ring.push(&DropRecord {
+        tick: cx.now.tick,
+        reason: denied.reason(),
+        in_port: meta.in_port,
+        // As it was judged: who meant to reach whom.
+        key: Key { dst: translated.dst, dport: translated.dport, ..meta.key },
+        subject: denied.subject,
+        rule: denied.rule,
+        audit: true,
+        revision: cx.tables.revision,
+    });
 }

@@ -9,7 +9,7 @@ use crate::stages::parse::refusal;
 use crate::tables::objects::FrontendKind;
 use crate::tables::route::{Hop, NextHop, Route};
 use crate::tables::services::{Found, Id, Origin, ServicePort};
-use crate::tables::{FIRST_POD_PORT, PodAt, UPLINK_PORT};
+use crate::tables::{FIRST_POD_PORT, PodAt, Tables, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::{Addr, proto};
 
@@ -103,11 +103,7 @@ fn backend(
         return backend_here(meta, port, kind, cx);
     }
     let origin = origin(meta);
-    // The node has one address for the outside, whatever it speaks to us from.
-    let client = match origin {
-        Origin::Host => cx.tables.node(meta.has(flags::V6)).uplink,
-        _ => meta.key.src,
-    };
+    let client = client(origin, &meta.key.src, cx.tables);
     let selection = port.select(kind, origin, &client)?;
     let affinity = port.affinity();
     let kept = affinity
@@ -130,6 +126,12 @@ fn backend(
     };
     let is_direct = port.is_direct(kind, origin) && !selection.local && cx.tables.is_outside(&meta.key.src);
     Ok(if is_direct { direct_return(choice, meta, cx) } else { choice })
+}
+
+/// The address by which a client is known to Services: the node has one for the outside, whatever it speaks to us from.
+#[inline]
+pub fn client(origin: Origin, src: &Addr, tables: &Tables) -> Addr {
+    if origin == Origin::Host { tables.node(!src.is_v4()).uplink } else { *src }
 }
 
 /// The same choice, so that the client is answered by the backend's own node. If that is this one, there is nobody to come

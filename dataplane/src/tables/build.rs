@@ -7,6 +7,7 @@ mod names;
 mod objects;
 mod pods;
 mod policies;
+mod selections;
 mod services;
 mod standings;
 
@@ -18,7 +19,8 @@ use ipnet::IpNet;
 
 use super::neighbours::Neighbours;
 use super::node_index::NodeIndex;
-use super::objects::{LocalNode, Object, ObjectKey, gateway_of};
+use super::objects::{LocalNode, Object, ObjectKey, Policy, gateway_of};
+use super::policy::{Direction, Judged, Peer};
 use super::route::{Prefix, Route, Routes, host_prefix};
 use super::services::Id;
 use super::services::Services;
@@ -28,10 +30,10 @@ use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
 pub use names::Names;
-pub use objects::Counts;
 use objects::Objects;
+pub use objects::{Counts, Dangling};
 use pods::Pods;
-use policies::Isolation;
+use policies::Rulebook;
 use services::Frontends;
 use standings::Standings;
 pub use standings::{Gone, Left};
@@ -63,7 +65,7 @@ pub struct UplinkRoutes {
 }
 
 /// The objects that the tables are compiled from, and the numbers given to their parts.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Builder {
     objects: Objects,
     ports: Vec<Option<PortConfig>>,
@@ -73,13 +75,13 @@ pub struct Builder {
     frontends: Frontends,
     standings: Standings,
     pods: Pods,
-    isolation: Isolation,
+    rulebook: Rulebook,
     changed: Changed,
     current: Tables,
 }
 
 /// What the next tables have to take in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Changed {
     /// Objects, each as the current tables have it.
     objects: BTreeMap<ObjectKey, Option<Arc<Object>>>,
@@ -98,6 +100,14 @@ impl Builder {
     pub fn starting_at(revision: u64) -> Builder {
         let current = Tables { revision, objects_revision: revision, ..Tables::default() };
         Builder { current, ..Builder::default() }
+    }
+
+    /// Whether these changes can be taken in: each policy would find the selections that it names.
+    ///
+    /// # Errors
+    /// The first that would not.
+    pub fn check(&self, upserts: &[Object], deletes: &[ObjectKey]) -> Result<(), Dangling> {
+        self.objects.check(upserts, deletes)
     }
 
     /// Takes a transaction's changes in; [`Builder::build`] makes tables of them. Several transactions may become
@@ -170,13 +180,16 @@ impl Builder {
                     let with = (&mut next.services, &mut self.names, &self.pods);
                     self.standings.change(old, new, with, next.revision);
                 }
-                ObjectKey::Policy(_) => {
-                    let [old, new] = versions.map(|object| object?.policy());
-                    self.isolation.change(old, new, &mut self.names);
-                    judgements = true;
+                ObjectKey::Policy(name) => {
+                    self.rulebook.change(name, self.objects.get(key).cloned(), &mut self.names);
                 }
-                // Identities are for people and snapshots; pods and policies carry the numbers.
-                ObjectKey::Identity(_) => {}
+                ObjectKey::Selection(name) => {
+                    self.rulebook.change_selection(name, self.objects.get(key).cloned());
+                }
+                ObjectKey::Identity(id) => {
+                    let new = versions[1].and_then(Object::identity);
+                    self.rulebook.change_identity(*id, new);
+                }
             }
         }
         if local {
@@ -197,7 +210,10 @@ impl Builder {
         self.standings.end_graces(&graces, &mut next.services, &mut self.names);
         self.frontends.build(&mut next.services, &self.objects, &mut self.names);
         self.pods.build(&mut next, &self.objects, &self.ports);
-        self.isolation.build(&mut next.policies, &self.objects);
+        for (identity, is_here) in self.pods.take_moved() {
+            self.rulebook.change_local(identity, is_here);
+        }
+        judgements |= self.rulebook.build(&mut next.policies);
         let uplink_mac = |tables: &Tables| tables.port(UPLINK_PORT).map(|port| port.mac);
         if local || nodes || uplink || uplink_mac(&next) != uplink_mac(&self.current) {
             self.build_nodes(&mut next, neighbours);
@@ -253,9 +269,29 @@ impl Builder {
         self.objects.counts()
     }
 
+    /// Judges one end of a connection as the tables built last would, if the subject had pods here.
+    pub fn judge(&self, direction: Direction, identity: u32, peer: &Peer) -> Judged {
+        self.rulebook.judge(direction, identity, peer)
+    }
+
+    /// The policies that are about an identity, in the order in which they are asked, audited ones too.
+    pub fn policies_about(&self, direction: Direction, identity: u32) -> Vec<&Policy> {
+        self.rulebook.policies_about(direction, identity).collect()
+    }
+
     /// One object.
     pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
+    }
+
+    /// The other nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &super::objects::Node> + '_ {
+        self.objects.nodes()
+    }
+
+    /// Name of the pod that has an address, attached here or not.
+    pub fn pod_at(&self, address: &Addr) -> Option<&str> {
+        self.pods.name_at(address, &self.ports)
     }
 
     /// A port as it was attached.

@@ -27,7 +27,7 @@ use crate::wire::vxlan::Envelope;
 use map::Map;
 use node_index::NodeIndex;
 use objects::LocalNode;
-use policy::{Direction, Policies};
+use policy::{Direction, Peer, Policies};
 use route::{Prefix, Route, Routes};
 use services::Services;
 
@@ -249,14 +249,19 @@ impl Tables {
 
     /// ...and then, once that has come, of their policies.
     #[inline]
-    pub fn prefetch_policies(&self, src: &Addr, dst: &Addr) {
-        let [src, dst] = [src, dst].map(|addr| self.pods.get(addr));
-        let identity = |pod: Option<&PodAt>| pod.map_or(0, |pod| pod.identity);
-        if let Some(pod) = src.filter(|pod| pod.local) {
-            self.policies.prefetch(Direction::Egress, pod.identity, identity(dst));
+    pub fn prefetch_policies(&self, src: &Addr, dst: &Addr, proto: u8, port: u16) {
+        let [from, to] = [src, dst].map(|addr| self.pods.get(addr));
+        let peer = |pod: Option<&PodAt>, address: &Addr| Peer {
+            identity: pod.map_or(0, |pod| pod.identity),
+            address: *address,
+            proto,
+            port,
+        };
+        if let Some(pod) = from.filter(|pod| pod.local) {
+            self.policies.prefetch(Direction::Egress, pod.identity, &peer(to, dst));
         }
-        if let Some(pod) = dst.filter(|pod| pod.local) {
-            self.policies.prefetch(Direction::Ingress, pod.identity, identity(src));
+        if let Some(pod) = to.filter(|pod| pod.local) {
+            self.policies.prefetch(Direction::Ingress, pod.identity, &peer(from, src));
         }
     }
 

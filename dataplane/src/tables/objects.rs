@@ -81,6 +81,11 @@ impl Object {
         if let Object::Pod(pod) = self { Some(pod) } else { None }
     }
 
+    /// The identity, if it is one.
+    pub fn identity(&self) -> Option<&Identity> {
+        if let Object::Identity(identity) = self { Some(identity) } else { None }
+    }
+
     /// The selection, if it is one.
     pub fn selection(&self) -> Option<&Selection> {
         if let Object::Selection(selection) = self { Some(selection) } else { None }

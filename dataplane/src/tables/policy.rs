@@ -1,11 +1,17 @@
-//! NetworkPolicies, compiled: for each identity, whether it is isolated and what it may do.
+//! Policies, compiled: for each identity that has pods here, what it may do.
+//!
+//! Policies are asked tier by tier: Admin, NetworkPolicy, Baseline. In a tier the first rule that matches decides, in the
+//! order of priority, name and position; Pass leaves it to the next tier, and so does a tier of which no rule matches, but for
+//! NetworkPolicy's: for whom one of these isolates, that tier is the last. What no tier decides is allowed.
 
 mod intervals;
+mod ports;
 pub(super) mod program;
 
 use std::sync::Arc;
 
 use super::map::Map;
+use super::objects::{Action, Policy, Rule, Tier};
 use super::services::Id;
 use crate::wire::Addr;
 use program::Program;
@@ -22,6 +28,14 @@ pub enum Direction {
 impl Direction {
     /// Both.
     pub const ALL: [Direction; 2] = [Direction::Ingress, Direction::Egress];
+
+    /// The name in outputs.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Direction::Ingress => "ingress",
+            Direction::Egress => "egress",
+        }
+    }
 }
 
 /// What is judged: the other end, and the destination's port.
@@ -37,22 +51,36 @@ pub struct Peer {
     pub port: u16,
 }
 
-/// The outcome for one end.
+/// What becomes of a connection at one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// No policy isolates the subject in this direction.
-    NotIsolated,
-    /// This rule allows it.
+    /// No tier decides: it may be.
+    Default,
+    /// This rule accepts it.
     Allowed(Id),
-    /// It is isolated, and no rule allows this.
-    Denied,
+    /// This rule denies it, or with 0: a NetworkPolicy isolates the subject, and no rule matches.
+    Denied(Id),
 }
 
 impl Judgement {
-    /// The rule's number, for the flow; 0 where none was needed.
+    /// The number of the rule that allows, for the flow; 0 where none was needed.
     pub fn rule(self) -> Id {
         if let Judgement::Allowed(rule) = self { rule } else { 0 }
     }
+}
+
+/// A judgement, and what policies that are only tried out would make of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// What holds.
+    pub judgement: Judgement,
+    /// What is allowed would be denied, by this rule (0: none matches), if audited policies were in force.
+    pub audit: Option<Id>,
+}
+
+impl Judged {
+    /// By nobody.
+    pub const DEFAULT: Judged = Judged { judgement: Judgement::Default, audit: None };
 }
 
 /// An identity at one end of its connections.
@@ -63,44 +91,107 @@ pub(super) struct Subject {
 }
 
 /// All policies, compiled. Made by [`super::build`].
-///
-/// Each identity has a program for each direction in which it is isolated: all rules that hold for it. (What
-/// comes before and after NetworkPolicies, when there is such a thing, is more programs asked in turn.)
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
-    pub(super) programs: Map<Subject, Arc<Program>>,
+    pub(super) subjects: Map<Subject, Programs>,
+}
+
+/// The programs of the tiers, in order; `None` where no policy of the tier is about the subject.
+pub(super) type Tiers = [Option<Arc<Program>>; 3];
+
+/// What a subject is judged by.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Programs {
+    /// Of the policies that are in force.
+    pub tiers: Tiers,
+    /// Of these and the audited ones, if any of those is about the subject.
+    pub trial: Option<Tiers>,
 }
 
 impl Policies {
     /// Judges one end of a connection.
     #[inline]
-    pub fn judge(&self, direction: Direction, subject: u32, peer: &Peer) -> Judgement {
-        match self.programs.get(&Subject { identity: subject, direction }) {
-            Some(program) => program.judge(peer),
-            None => Judgement::NotIsolated,
+    pub fn judge(&self, direction: Direction, subject: u32, peer: &Peer) -> Judged {
+        match self.subjects.get(&Subject { identity: subject, direction }) {
+            Some(programs) => programs.judge(peer),
+            None => Judged::DEFAULT,
         }
     }
 
-    /// Asks for the memory that [`Policies::judge`] will read of a peer with this identity.
+    /// Asks for the memory that [`Policies::judge`] will read.
     #[inline]
-    pub fn prefetch(&self, direction: Direction, subject: u32, peer: u32) {
-        if let Some(program) = self.programs.get(&Subject { identity: subject, direction }) {
-            program.prefetch(peer);
+    pub fn prefetch(&self, direction: Direction, subject: u32, peer: &Peer) {
+        if let Some(programs) = self.subjects.get(&Subject { identity: subject, direction }) {
+            programs.tiers.iter().flatten().for_each(|program| program.prefetch(peer));
         }
-    }
-
-    /// Names of the policies that isolate an identity.
-    pub fn isolating(&self, direction: Direction, subject: u32) -> &[Arc<str>] {
-        let program = self.programs.get(&Subject { identity: subject, direction });
-        program.map_or(&[], |program| program.isolated_by())
     }
 }
 
-/// The name under which a rule is numbered, and by which people know it.
-pub fn rule_name(policy: &str, direction: Direction, index: u32) -> String {
-    let direction = match direction {
-        Direction::Ingress => "ingress",
-        Direction::Egress => "egress",
+impl Programs {
+    #[inline]
+    pub fn judge(&self, peer: &Peer) -> Judged {
+        let judgement = ask(&self.tiers, peer);
+        let audit = match &self.trial {
+            Some(trial) if !matches!(judgement, Judgement::Denied(_)) => match ask(trial, peer) {
+                Judgement::Denied(rule) => Some(rule),
+                _ => None,
+            },
+            _ => None,
+        };
+        Judged { judgement, audit }
+    }
+}
+
+/// Asks the tiers in their order.
+#[inline]
+fn ask(tiers: &Tiers, peer: &Peer) -> Judgement {
+    for (tier, program) in [Tier::Admin, Tier::NetworkPolicy, Tier::Baseline].iter().zip(tiers) {
+        let Some(program) = program else { continue };
+        match program.first_match(peer) {
+            Some(found) => match found.action {
+                Action::Accept => return Judgement::Allowed(found.rule),
+                Action::Deny => return Judgement::Denied(found.rule),
+                Action::Pass => {}
+            },
+            None if *tier == Tier::NetworkPolicy => return Judgement::Denied(0),
+            None => {}
+        }
+    }
+    Judgement::Default
+}
+
+impl Policy {
+    /// Whether it is asked about its subjects in this direction.
+    pub fn is_about(&self, direction: Direction) -> bool {
+        match (self.tier, direction) {
+            (Tier::NetworkPolicy, Direction::Ingress) => self.isolates_ingress,
+            (Tier::NetworkPolicy, Direction::Egress) => self.isolates_egress,
+            _ => !self.rules(direction).is_empty(),
+        }
+    }
+
+    /// Its rules of one direction, in order.
+    pub fn rules(&self, direction: Direction) -> &[Rule] {
+        match direction {
+            Direction::Ingress => &self.ingress,
+            Direction::Egress => &self.egress,
+        }
+    }
+}
+
+/// The name under which a rule is numbered, and by which people know it: `shop/web ingress[0]` of a NetworkPolicy,
+/// `guard (Admin) egress[2] "allow-dns"` of a ClusterNetworkPolicy whose rule has a name.
+pub fn rule_name(policy: &Policy, direction: Direction, rule: &Rule) -> String {
+    let tier = match policy.tier {
+        Tier::Admin => " (Admin)",
+        Tier::NetworkPolicy => "",
+        Tier::Baseline => " (Baseline)",
     };
-    format!("{policy} {direction}[{index}]")
+    let name = if rule.name.is_empty() { String::new() } else { format!(" {:?}", rule.name) };
+    format!("{}{tier} {}[{}]{name}", policy.name, direction.label(), rule.index)
+}
+
+/// The policy's name, out of what [`rule_name`] has put together: no policy's has a space.
+pub fn rule_policy(rule_name: &str) -> Option<&str> {
+    rule_name.split(' ').next().filter(|name| !name.is_empty())
 }

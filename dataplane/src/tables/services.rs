@@ -230,6 +230,11 @@ impl ServicePort {
         Err(if self.cluster.is_empty() { DropReason::NoBackend } else { DropReason::NoLocalBackend })
     }
 
+    /// The backends that new connections may go to, wherever they are.
+    pub fn everywhere(&self) -> &Backends {
+        &self.cluster
+    }
+
     /// For how many milliseconds a client keeps its backend; `None`: each of its connections gets any.
     #[inline]
     pub fn affinity(&self) -> Option<u32> {
@@ -284,6 +289,22 @@ impl ServicePort {
 /// The name under which a service port is numbered: "namespace/name:port/protocol".
 pub fn port_name(service: &str, port: &str, proto: u8) -> String {
     format!("{service}:{port}/{proto}")
+}
+
+/// Service, name of the port and protocol, of what [`port_name`] has put together.
+pub fn split_port_name(name: &str) -> Option<(&str, &str, u8)> {
+    let (rest, protocol) = name.rsplit_once('/')?;
+    let (service, port) = rest.rsplit_once(':')?;
+    Some((service, port, protocol.parse().ok()?))
+}
+
+/// As people write what [`port_name`] has put together: "namespace/name:port", or without the port if it has no name.
+pub fn service_label(port_name: &str) -> String {
+    match split_port_name(port_name) {
+        Some((service, "", _)) => service.into(),
+        Some((service, port, _)) => format!("{service}:{port}"),
+        None => port_name.into(),
+    }
 }
 
 /// The name under which a service port's backend is numbered. The pod is part of it: another one with the same address

@@ -14,9 +14,10 @@ use wirelane_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
         AttachPodRequest, AttachPodResponse, ControlStatusRequest, ControlStatusResponse, DetachPodRequest,
-        DropsRequest, DropsResponse, ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest,
-        Object, ServiceView, ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse,
-        control_client::ControlClient, dataplane_client::DataplaneClient, snapshot_item::Item,
+        DropsRequest, DropsResponse, ExplainRequest, ExplainResponse, ExplainServiceRequest,
+        ExplainServiceResponse, Flow, FlowsRequest, Object, ProposeRequest, ProposeResponse, ServiceView,
+        ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse, control_client::ControlClient,
+        dataplane_client::DataplaneClient, snapshot_item::Item,
     },
 };
 
@@ -114,12 +115,30 @@ impl Daemons {
         self.dataplane(async |mut client| Ok(client.explain_service(request).await?.into_inner()))
     }
 
+    /// Which policies and rules decide about a connection.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`]; also if it is not clear which connection is meant.
+    pub fn explain(&self, request: ExplainRequest) -> Result<ExplainResponse> {
+        self.dataplane(async |mut client| Ok(client.explain(request).await?.into_inner()))
+    }
+
     /// The sums by reason, and the latest `limit` drops.
     ///
     /// # Errors
     /// As [`Daemons::status`].
     pub fn drops(&self, limit: u32) -> Result<DropsResponse> {
-        self.dataplane(async |mut client| Ok(client.drops(DropsRequest { limit }).await?.into_inner()))
+        let request = DropsRequest { limit, audit: false };
+        self.dataplane(async |mut client| Ok(client.drops(request).await?.into_inner()))
+    }
+
+    /// What has passed, and policies in audit mode would have denied: the sums, and the latest `limit`.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn would_be_denied(&self, limit: u32) -> Result<DropsResponse> {
+        let request = DropsRequest { limit, audit: true };
+        self.dataplane(async |mut client| Ok(client.drops(request).await?.into_inner()))
     }
 
     /// The revision of the tables, and every object in them.
@@ -150,6 +169,14 @@ impl Daemons {
         self.control(async |mut client| {
             Ok(client.control_status(ControlStatusRequest {}).await?.into_inner())
         })
+    }
+
+    /// What a change of the cluster's objects would do.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn propose(&self, request: ProposeRequest) -> Result<ProposeResponse> {
+        self.control(async |mut client| Ok(client.propose(request).await?.into_inner()))
     }
 
     /// Links the pod "namespace/name" in the network namespace at `netns` to the node. Its addresses are those

@@ -2,6 +2,7 @@
 
 mod demo;
 mod show;
+mod whatif;
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -17,7 +18,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 use wirelane::{Daemons, daemons, daemons::address_bytes, traffic};
-use wirelane_proto::v1::{ExplainServiceRequest, Protocol};
+use wirelane_proto::v1::{ExplainRequest, ExplainServiceRequest, Protocol, explain_response::Outcome};
 
 /// Asks and steers the daemons of a Wirelane node.
 #[derive(Debug, Parser)]
@@ -61,12 +62,38 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
-    /// Show what was dropped: sums by reason, and the latest packets.
+    /// Say which policy and rule let a connection be, or not, and why.
+    ///
+    /// At each end it says which rule decides; or which policies isolate, and of each of their rules why it does not
+    /// match. It is answered by the matcher and the tables that packets meet, also for pods of other nodes.
+    /// To a Service, every backend that the connection may get is judged.
+    ///
+    /// Exits with 3 if it is denied, or may be: on one IP family, or at one backend.
+    Explain {
+        /// Who begins it: a pod as "namespace/name" (or "name", if there is only one), or an address.
+        from: String,
+        /// Where it goes: the same, or a Service as "service/namespace/name".
+        to: String,
+        /// PORT or PORT/PROTOCOL (tcp, udp, sctp; tcp unless said otherwise), the port by number or by what the pod or
+        /// Service that it goes to calls it; or "icmp".
+        #[arg(value_name = "PORT[/PROTOCOL]")]
+        port: PortAsked,
+    },
+    /// Show what was dropped: sums by reason, and the latest packets, with the rule or the policies that did it.
     Drops {
+        /// Show instead what has passed and policies in audit mode would have denied.
+        #[arg(long)]
+        audit: bool,
         /// At most this many of the latest packets.
         #[arg(long, default_value_t = 20)]
         limit: u32,
     },
+    /// Say what a change of the cluster's objects would do to connections, without touching anything.
+    ///
+    /// Looks at the node's live connections and its latest drops or, with --capture, at a capture file, for which no
+    /// daemon and no root is needed. Exits with 2 if a connection would end or be refused.
+    #[command(name = "whatif")]
+    WhatIf(whatif::WhatIf),
     /// Link a pod's network namespace to the node.
     Attach {
         /// The pod, as "namespace/name". It must have a Pod object with addresses.
@@ -114,6 +141,36 @@ enum About {
     },
 }
 
+/// A port, by number or name, and an IANA protocol number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PortAsked {
+    port: String,
+    protocol: u32,
+}
+
+impl FromStr for PortAsked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<PortAsked, String> {
+        if text.eq_ignore_ascii_case("icmp") {
+            return Ok(PortAsked { port: String::new(), protocol: 0x01 });
+        }
+        let (port, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = match protocol.to_ascii_lowercase().as_str() {
+            "tcp" => 0x06,
+            "udp" => 0x11,
+            "sctp" => 0x84,
+            _ => {
+                return Err("the protocol is neither tcp, udp nor sctp (and \"icmp\" has no port)".to_owned());
+            }
+        };
+        if port.is_empty() {
+            return Err("there is no port".to_owned());
+        }
+        Ok(PortAsked { port: port.to_owned(), protocol })
+    }
+}
+
 /// An address, port and protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Destination {
@@ -150,8 +207,14 @@ impl FromStr for Client {
     }
 }
 
+/// A connection is denied, or may be.
+const DENIED: u8 = 3;
+
 /// While connections are left at backends that drain.
 const STILL_DRAINING: u8 = 2;
+
+/// A change that would end or refuse connections.
+const WOULD_BREAK: u8 = 2;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -193,7 +256,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 client: from.map(|client| address_bytes(client.0)).unwrap_or_default(),
                 client_port: from.map_or(0, |client| client.1.into()),
             })?;
-            print(&|| show::explained_table(&explained), &|| show::explained_json(&explained))?;
+            print(&|| show::service_explained_table(&explained), &|| {
+                show::service_explained_json(&explained)
+            })?;
         }
         Command::Drain { service, wait } => {
             let look = || anyhow::Ok(show::Drain::of(daemons.services()?, service.as_deref()));
@@ -207,9 +272,28 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
                 return Ok(ExitCode::from(STILL_DRAINING));
             }
         }
-        Command::Drops { limit } => {
-            let drops = daemons.drops(*limit)?;
-            print(&|| show::drops_table(&drops), &|| show::drops_json(&drops))?;
+        Command::Explain { from, to, port: PortAsked { port, protocol } } => {
+            let explained = daemons.explain(ExplainRequest {
+                from: from.clone(),
+                to: to.clone(),
+                port: port.clone(),
+                protocol: *protocol,
+            })?;
+            print(&|| show::explained_table(&explained), &|| show::explained_json(&explained))?;
+            if explained.outcome() != Outcome::Allowed {
+                return Ok(ExitCode::from(DENIED));
+            }
+        }
+        Command::Drops { audit, limit } => {
+            let drops = if *audit { daemons.would_be_denied(*limit)? } else { daemons.drops(*limit)? };
+            print(&|| show::drops_table(&drops, *audit), &|| show::drops_json(&drops))?;
+        }
+        Command::WhatIf(change) => {
+            let answer = change.ask(&daemons)?;
+            print(&|| show::whatif_table(&answer), &|| show::whatif_json(&answer))?;
+            if show::whatif_breaks(&answer) {
+                return Ok(ExitCode::from(WOULD_BREAK));
+            }
         }
         Command::Attach { pod, netns, interface } => {
             let attached = daemons.attach_pod(pod, &netns_path(netns), interface)?;
@@ -273,6 +357,17 @@ mod tests {
             [Ok(Client(address, 0)), Ok(Client(address, 99))]
         );
         assert!("nobody".parse::<Client>().is_err());
+    }
+
+    #[test]
+    fn a_port_has_a_number_or_a_name_and_icmp_has_none() {
+        let asked = |port: &str, protocol| Ok(PortAsked { port: port.to_owned(), protocol });
+        assert_eq!("80".parse(), asked("80", 6));
+        assert_eq!("dns/UDP".parse(), asked("dns", 17));
+        assert_eq!("icmp".parse(), asked("", 1));
+        for wrong in ["80/icmp", "/tcp", "80/"] {
+            assert!(wrong.parse::<PortAsked>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use wirelane_proto::v1;
 use wirelane_proto::v1::object::Object as Kind;
 
 use crate::dataplane::Attachment;
+use crate::tables::build::Dangling;
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, NamedPort,
     Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Rule, Selection, Service, ServicePort, Tier,
@@ -45,6 +46,23 @@ impl From<InvalidObject> for v1::ApplyError {
             field: invalid.field,
             reason: invalid.reason,
         }
+    }
+}
+
+/// A transaction that would leave a policy without a selection that it names.
+pub fn dangling_error(dangling: &Dangling) -> v1::ApplyError {
+    let (kind, name, field) = match dangling {
+        Dangling::Named { policy, field, .. } => (v1::Kind::Policy, policy, field.clone()),
+        Dangling::Used { selection, .. } => (v1::Kind::Selection, selection, String::new()),
+    };
+    v1::ApplyError {
+        code: v1::apply_error::Code::InvalidObject.into(),
+        object: Some(v1::ObjectRef { kind: kind.into(), name: name.clone() }),
+        field,
+        reason: match dangling {
+            Dangling::Named { selection, .. } => format!("there is no selection {selection:?}"),
+            Dangling::Used { times, .. } => format!("cannot go: policies name it {times} times"),
+        },
     }
 }
 

@@ -10,8 +10,9 @@ use wirelane_proto::v1;
 
 use super::*;
 use crate::tables::objects::{
-    Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, Node, Object,
-    ObjectKey, Pod, Policy, PortRange, Rule, Service, ServicePort, Usable,
+    Action, Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, NamedPort,
+    Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Rule, Selection, Service, ServicePort, Tier,
+    Usable,
 };
 use crate::wire::{Addr, proto};
 
@@ -78,10 +79,11 @@ fn local_node() -> impl Strategy<Value = Object> {
     (
         (name(), pair(v4(), v6()), pair(cidr(v4(), 2), cidr(v6(), 2)), vec(any_cidr(), 0..3)),
         (1u16.., 0u32..1 << 24, 1280u16..),
-        (option::of(masquerade()), any::<[bool; 2]>(), any::<u32>()),
+        (option::of(masquerade()), any::<[bool; 3]>(), any::<u32>()),
     )
         .prop_map(
-            |(names, (vxlan_port, vni, pod_mtu), (masquerade, [clamp_mss, answer_echo], grace))| {
+            |(names, (vxlan_port, vni, pod_mtu), (masquerade, flags, grace))| {
+                let [clamp_mss, answer_echo, reset_cut_flows] = flags;
                 let (name, addresses, pod_cidrs, service_cidrs) = names;
                 Object::LocalNode(LocalNode {
                     name,
@@ -94,6 +96,7 @@ fn local_node() -> impl Strategy<Value = Object> {
                     masquerade,
                     clamp_mss,
                     answer_echo,
+                    reset_cut_flows,
                     backend_grace_seconds: grace,
                 })
             },
@@ -167,7 +170,11 @@ fn service() -> impl Strategy<Value = Object> {
     })
 }
 
-fn rule() -> impl Strategy<Value = Rule> {
+fn words() -> impl Strategy<Value = String> {
+    "[a-z ,=()!/\"]{1,40}"
+}
+
+fn rule(tier: Tier) -> impl Strategy<Value = Rule> {
     let block = any_cidr().prop_map(|cidr| {
         let hole = IpNet::new(cidr.addr(), cidr.max_prefix_len()).unwrap();
         IpBlock { cidr, except: vec![hole] }
@@ -177,20 +184,63 @@ fn rule() -> impl Strategy<Value = Rule> {
         first: a.min(b),
         last: a.max(b),
     });
-    let peers = option::of((vec(1u32.., 0..4), vec(block, 0..3)));
-    (any::<u32>(), vec(1u32.., 0..3), peers, vec(range, 0..3)).prop_map(|(index, subjects, peers, ports)| {
-        let any_peer = peers.is_none();
-        let (peer_identities, peer_blocks) = peers.unwrap_or_default();
-        Rule { index, subjects, any_peer, peer_identities, peer_blocks, ports }
-    })
+    let port_name = (name(), option::of(protocol())).prop_map(|(name, proto)| PortName { name, proto });
+    let peers = option::of((vec(words(), 0..4), vec(block, 0..3)));
+    let actions = if tier == Tier::NetworkPolicy {
+        vec![Action::Accept]
+    } else {
+        vec![Action::Accept, Action::Deny, Action::Pass]
+    };
+    let what = (any::<u32>(), or_empty(words()), prop::sample::select(actions));
+    (what, peers, vec(range, 0..3), vec(port_name, 0..3)).prop_map(
+        |((index, name, action), peers, ports, named_ports)| {
+            let any_peer = peers.is_none();
+            let (peer_selections, peer_blocks) = peers.unwrap_or_default();
+            Rule { index, name, action, any_peer, peer_selections, peer_blocks, ports, named_ports }
+        },
+    )
 }
 
 fn policy() -> impl Strategy<Value = Object> {
-    (full_name(), vec(1u32.., 0..4), any::<(bool, bool)>(), vec(rule(), 0..3), vec(rule(), 0..3)).prop_map(
-        |(name, subjects, (isolates_ingress, isolates_egress), ingress, egress)| {
-            Object::Policy(Policy { name, subjects, isolates_ingress, isolates_egress, ingress, egress })
+    let tiers = vec![Tier::Admin, Tier::NetworkPolicy, Tier::Baseline];
+    prop::sample::select(tiers).prop_flat_map(|tier| {
+        let is_namespaced = tier == Tier::NetworkPolicy;
+        let name = if is_namespaced { full_name().boxed() } else { name().boxed() };
+        let isolates = any::<[bool; 2]>().prop_map(move |both| both.map(|isolates| isolates && is_namespaced));
+        let what = (name, any::<u32>(), any::<bool>(), or_empty(words()));
+        (what, vec(words(), 0..4), isolates, vec(rule(tier), 0..3), vec(rule(tier), 0..3)).prop_map(
+            move |((name, priority, audit, fault), subjects, isolates, ingress, egress)| {
+                let [isolates_ingress, isolates_egress] = isolates;
+                Object::Policy(Policy {
+                    name,
+                    tier,
+                    priority,
+                    subjects,
+                    isolates_ingress,
+                    isolates_egress,
+                    ingress,
+                    egress,
+                    audit,
+                    fault,
+                })
+            },
+        )
+    })
+}
+
+fn identity() -> impl Strategy<Value = Object> {
+    let port = (name(), protocol(), 1u16..).prop_map(|(name, proto, port)| NamedPort { name, proto, port });
+    (1u32.., name(), btree_map("[a-z/.]{1,9}", "[a-z]{0,9}", 0..4), vec(port, 0..3)).prop_map(
+        |(id, namespace, labels, named_ports)| {
+            Object::Identity(Identity { id, namespace, labels, named_ports })
         },
     )
+}
+
+fn selection() -> impl Strategy<Value = Object> {
+    (words(), btree_set(1u32.., 0..5)).prop_map(|(name, identities)| {
+        Object::Selection(Selection { name, identities: identities.into_iter().collect() })
+    })
 }
 
 /// Any object that can be meant.
@@ -205,9 +255,9 @@ pub fn any_object() -> impl Strategy<Value = Object> {
         (full_name(), set(addr()), or_empty(name()), 1u32..).prop_map(|(name, addresses, node, identity)| {
             Object::Pod(Pod { name, addresses, node, identity })
         }),
-        (1u32.., name(), btree_map("[a-z/.]{1,9}", "[a-z]{0,9}", 0..4))
-            .prop_map(|(id, namespace, labels)| Object::Identity(Identity { id, namespace, labels })),
+        identity(),
         service(),
+        selection(),
         policy(),
     ]
 }
@@ -293,9 +343,23 @@ fn a_service_is_checked() {
 #[test]
 fn a_policy_is_checked() {
     let faults: Faults<'_, v1::Policy> = &[
-        (|policy| policy.subjects = vec![3, 0], "subjects[1]", "nobody's identity"),
+        (|policy| policy.tier = 0, "tier", "is none that"),
+        (|policy| policy.tier = v1::Tier::Admin.into(), "tier", "or another with one"),
+        (|policy| policy.namespace.clear(), "tier", "without a namespace"),
+        (|policy| policy.name = "a/b".into(), "name", "is no name"),
+        (|policy| policy.subjects[0].clear(), "subjects[0]", "is empty"),
+        (|policy| policy.ingress[0].action = 0, "ingress[0].action", "is none that"),
+        (|policy| policy.ingress[0].action = v1::Action::Deny.into(), "ingress[0].action", "is not ACCEPT"),
         (|policy| policy.ingress[0].any_peer = true, "ingress[0].any_peer", "beside peers"),
+        (
+            |policy| policy.ingress[0].peer_selections.push(String::new()),
+            "ingress[0].peer_selections[1]",
+            "is empty",
+        ),
         (|policy| policy.ingress[0].ports[0].last = 7, "ingress[0].ports[0].last", "before the first port"),
+        (|policy| policy.ingress[0].ports[0].protocol = 0, "ingress[0].ports[0].protocol", "is none that"),
+        (|policy| policy.ingress[0].named_ports[0].name.clear(), "ingress[0].named_ports[0].name", "is empty"),
+        (|policy| policy.ingress[0].named_ports[0].protocol = 9, "ingress[0].named_ports[0].protocol", "none that"),
         (|policy| block(policy).cidr = None, "ingress[0].peer_blocks[0].cidr", "is missing"),
         (
             |policy| block(policy).except[0].address[0] = 11,
@@ -304,6 +368,42 @@ fn a_policy_is_checked() {
         ),
     ];
     are_refused(&policy_sample(), v1::object::Object::Policy, faults);
+    let cluster = v1::Policy {
+        namespace: String::new(),
+        tier: v1::Tier::Baseline.into(),
+        isolates_ingress: false,
+        ..policy_sample()
+    };
+    let faults: Faults<'_, v1::Policy> = &[
+        (|policy| policy.isolates_egress = true, "isolates_ingress", "NETWORK_POLICY only"),
+        (|policy| policy.tier = v1::Tier::NetworkPolicy.into(), "tier", "without a namespace"),
+    ];
+    are_refused(&cluster, v1::object::Object::Policy, faults);
+}
+
+#[test]
+fn a_selection_is_checked() {
+    let good = v1::Selection { name: "all pods of namespace shop".into(), identities: vec![3, 7, 9] };
+    let faults: Faults<'_, v1::Selection> = &[
+        (|selection| selection.name.clear(), "name", "is empty"),
+        (|selection| selection.identities[0] = 0, "identities[0]", "nobody's identity"),
+        (|selection| selection.identities.swap(1, 2), "identities[2]", "not after"),
+        (|selection| selection.identities[2] = 7, "identities[2]", "not after"),
+    ];
+    are_refused(&good, v1::object::Object::Selection, faults);
+}
+
+#[test]
+fn an_identity_is_checked() {
+    let port = v1::NamedPort { name: "http".into(), protocol: v1::Protocol::Tcp.into(), port: 80 };
+    let good = v1::Identity { id: 7, namespace: "shop".into(), named_ports: vec![port], ..Default::default() };
+    let faults: Faults<'_, v1::Identity> = &[
+        (|identity| identity.id = 0, "id", "nobody's identity"),
+        (|identity| identity.named_ports[0].name.clear(), "named_ports[0].name", "is empty"),
+        (|identity| identity.named_ports[0].protocol = 0, "named_ports[0].protocol", "is none that"),
+        (|identity| identity.named_ports[0].port = 0, "named_ports[0].port", "not in 1..65535"),
+    ];
+    are_refused(&good, v1::object::Object::Identity, faults);
 }
 
 #[test]
@@ -327,6 +427,10 @@ fn an_error_names_its_object_as_its_sender_knows_it() {
 fn names_of_objects_are_checked_too() {
     let reference = |kind: v1::Kind, name: &str| v1::ObjectRef { kind: kind.into(), name: name.into() };
     assert_eq!(key(&reference(v1::Kind::Identity, "7")), Ok(ObjectKey::Identity(7)));
+    assert_eq!(key(&reference(v1::Kind::Policy, "guard")), Ok(ObjectKey::Policy("guard".into())));
+    assert_eq!(key(&reference(v1::Kind::Policy, "shop/web")), Ok(ObjectKey::Policy("shop/web".into())));
+    let words = "all pods of namespaces team=a";
+    assert_eq!(key(&reference(v1::Kind::Selection, words)), Ok(ObjectKey::Selection(words.into())));
     for (kind, name) in [
         (v1::Kind::Unspecified, "a"),
         (v1::Kind::LocalNode, "a"),
@@ -334,6 +438,9 @@ fn names_of_objects_are_checked_too() {
         (v1::Kind::Pod, "no-namespace"),
         (v1::Kind::Pod, "a/b/c"),
         (v1::Kind::Identity, "seven"),
+        (v1::Kind::Selection, ""),
+        (v1::Kind::Policy, ""),
+        (v1::Kind::Policy, "a/b/c"),
     ] {
         assert!(key(&reference(kind, name)).is_err(), "{kind:?} {name:?}");
     }
@@ -417,15 +524,18 @@ fn policy_sample() -> v1::Policy {
         except: vec![cidr_message(&[10, 1, 0, 0], 16)],
     };
     let rule = v1::Rule {
-        peer_identities: vec![4],
+        action: v1::Action::Accept.into(),
+        peer_selections: vec!["pods app=client of namespace shop".into()],
         peer_blocks: vec![block],
         ports: vec![v1::PortRange { protocol: v1::Protocol::Tcp.into(), first: 80, last: 90 }],
+        named_ports: vec![v1::PortName { name: "http".into(), protocol: 0 }],
         ..v1::Rule::default()
     };
     v1::Policy {
         namespace: "shop".into(),
         name: "web".into(),
-        subjects: vec![3],
+        tier: v1::Tier::NetworkPolicy.into(),
+        subjects: vec!["pods app=web of namespace shop".into()],
         isolates_ingress: true,
         ingress: vec![rule],
         ..v1::Policy::default()

@@ -1,5 +1,6 @@
 //! Numbers of service ports, backends and rules, and back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -13,7 +14,15 @@ use crate::tables::services::Id;
 pub struct Names {
     ids: HashMap<Arc<str>, Id>,
     names: HashMap<Id, Arc<str>>,
+    /// Those that are kept for a while, each with the number of its going: flows and drops may still have them.
+    retired: HashMap<Id, u64>,
+    /// The same in the order in which they went.
+    queue: VecDeque<(Id, u64)>,
+    last_retired: u64,
 }
+
+/// So many names are kept of what has gone.
+const RETIRED: usize = 1 << 16;
 
 /// Flows have room for as many bits of a number.
 const ID_BITS: u32 = 30;
@@ -43,6 +52,28 @@ impl Names {
         if let Some(name) = self.names.remove(&id) {
             self.ids.remove(&name);
         }
+    }
+
+    /// Nobody is to get this number any more, but who has it shall still find its name: until as many others have
+    /// gone after it as names are kept.
+    pub fn retire(&mut self, id: Id) {
+        self.last_retired += 1;
+        self.retired.insert(id, self.last_retired);
+        self.queue.push_back((id, self.last_retired));
+        while self.queue.len() > RETIRED {
+            // Unless it has come back, or gone again.
+            if let Some((id, number)) = self.queue.pop_front()
+                && self.retired.get(&id) == Some(&number)
+            {
+                self.retired.remove(&id);
+                self.forget(id);
+            }
+        }
+    }
+
+    /// What has gone is back.
+    pub fn revive(&mut self, id: Id) {
+        self.retired.remove(&id);
     }
 
     /// The name of a number.

@@ -1,16 +1,43 @@
-//! Every object that there is.
+//! Every object that there is, and whether what they name is there.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
+
 use crate::tables::objects::{LocalNode, Node, Object, ObjectKey, Pod, Policy, Service};
 
 /// Every object, by its key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
     all: BTreeMap<ObjectKey, Arc<Object>>,
     counts: Counts,
+    /// How often policies name a selection.
+    uses: HashMap<String, usize>,
+}
+
+/// After the transaction a policy would name a selection that is not there. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Dangling {
+    /// The policy comes with the transaction.
+    #[error("Policy {policy}: {field}: there is no selection {selection:?}")]
+    Named {
+        /// Its name.
+        policy: String,
+        /// The field, such as `ingress[0].peer_selections[1]`.
+        field: String,
+        /// What it names.
+        selection: String,
+    },
+    /// The selection goes with it, and others' policies stay.
+    #[error("Selection {selection}: cannot go: policies name it {times} times")]
+    Used {
+        /// Its name.
+        selection: String,
+        /// How often they do.
+        times: usize,
+    },
 }
 
 /// How many objects there are of the kinds of which there are many.
@@ -30,6 +57,9 @@ impl Objects {
             *count += 1;
         }
         let old = self.remove(&key);
+        for (_, selection) in object.policy().into_iter().flat_map(named_selections) {
+            *self.uses.entry_ref(selection).or_insert(0) += 1;
+        }
         self.all.insert(key, object);
         old
     }
@@ -39,7 +69,54 @@ impl Objects {
         if let Some(count) = self.counts.of(key) {
             *count -= 1;
         }
+        for (_, selection) in old.policy().into_iter().flat_map(named_selections) {
+            if let Some(uses) = self.uses.get_mut(selection) {
+                *uses -= 1;
+                if *uses == 0 {
+                    self.uses.remove(selection);
+                }
+            }
+        }
         Some(old)
+    }
+
+    /// Whether every selection that a policy names would be there after these changes. Looks at these only.
+    pub fn check(&self, upserts: &[Object], deletes: &[ObjectKey]) -> Result<(), Dangling> {
+        let comes: HashSet<&str> =
+            upserts.iter().filter_map(Object::selection).map(|selection| &*selection.name).collect();
+        let goes: HashSet<&str> = deletes
+            .iter()
+            .filter_map(|key| if let ObjectKey::Selection(name) = key { Some(name.as_str()) } else { None })
+            .filter(|name| !comes.contains(name))
+            .collect();
+        let is_there = |name: &str| {
+            comes.contains(name)
+                || !goes.contains(name) && self.all.contains_key(&ObjectKey::Selection(name.into()))
+        };
+        for policy in upserts.iter().filter_map(Object::policy) {
+            if let Some((field, selection)) = named_selections(policy).find(|(_, name)| !is_there(name)) {
+                let (policy, field, selection) = (policy.name.clone(), field.path(), selection.into());
+                return Err(Dangling::Named { policy, field, selection });
+            }
+        }
+        // What names one that goes, and does not go or change with it.
+        let mut uses: HashMap<&str, usize> =
+            goes.iter().filter_map(|name| Some((*name, *self.uses.get(*name)?))).collect();
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let upserted = upserts.iter().map(Object::key);
+        let changed: HashSet<ObjectKey> = upserted.chain(deletes.iter().cloned()).collect();
+        let old = changed.iter().filter_map(|key| self.all.get(key)?.policy());
+        for (_, selection) in old.flat_map(named_selections) {
+            if let Some(uses) = uses.get_mut(selection) {
+                *uses -= 1;
+            }
+        }
+        match uses.into_iter().find(|(_, times)| *times > 0) {
+            Some((selection, times)) => Err(Dangling::Used { selection: selection.into(), times }),
+            None => Ok(()),
+        }
     }
 
     pub fn counts(&self) -> Counts {
@@ -77,10 +154,6 @@ impl Objects {
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.all.get(&ObjectKey::Service(name.into()))?.service()
     }
-
-    pub fn policy(&self, name: &str) -> Option<&Policy> {
-        self.all.get(&ObjectKey::Policy(name.into()))?.policy()
-    }
 }
 
 impl Counts {
@@ -89,7 +162,38 @@ impl Counts {
             ObjectKey::Pod(_) => Some(&mut self.pods),
             ObjectKey::Service(_) => Some(&mut self.services),
             ObjectKey::Policy(_) => Some(&mut self.policies),
-            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) => None,
+            ObjectKey::LocalNode | ObjectKey::Node(_) | ObjectKey::Identity(_) | ObjectKey::Selection(_) => {
+                None
+            }
         }
     }
+}
+
+/// Where a policy names a selection.
+#[derive(Clone, Copy)]
+enum Field {
+    Subject(usize),
+    Peer(&'static str, usize, usize),
+}
+
+impl Field {
+    fn path(self) -> String {
+        match self {
+            Field::Subject(n) => format!("subjects[{n}]"),
+            Field::Peer(direction, rule, n) => format!("{direction}[{rule}].peer_selections[{n}]"),
+        }
+    }
+}
+
+/// The selections that a policy names, each as often as it does.
+fn named_selections(policy: &Policy) -> impl Iterator<Item = (Field, &str)> {
+    let subjects = policy.subjects.iter().enumerate().map(|(n, name)| (Field::Subject(n), name.as_str()));
+    let peers = [("ingress", &policy.ingress), ("egress", &policy.egress)].into_iter();
+    let peers = peers.flat_map(|(direction, rules)| {
+        rules.iter().enumerate().flat_map(move |(rule, of)| {
+            let names = of.peer_selections.iter().enumerate();
+            names.map(move |(n, name)| (Field::Peer(direction, rule, n), name.as_str()))
+        })
+    });
+    subjects.chain(peers)
 }

@@ -18,7 +18,7 @@ use crate::wire::Addr;
 use crate::wire::ethernet::GATEWAY_MAC;
 
 /// Which pods have which addresses, and which ports.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Pods {
     claims: BTreeSet<(Addr, Arc<str>)>,
     /// The port that has an address.
@@ -29,6 +29,10 @@ pub(super) struct Pods {
     stale: Vec<Addr>,
     /// Whether the ports have to be compiled anew.
     stale_ports: bool,
+    /// How many addresses of this node's pods have an identity.
+    here: HashMap<u32, usize>,
+    /// Identities that have come to this node, or have left it.
+    moved: BTreeSet<u32>,
 }
 
 impl Pods {
@@ -68,6 +72,15 @@ impl Pods {
         self.stale.extend(self.claims.iter().map(|(address, _)| *address));
     }
 
+    /// Name of the pod that has an address.
+    pub fn name_at<'a>(&'a self, address: &Addr, ports: &'a [Option<PortConfig>]) -> Option<&'a str> {
+        if let Some(id) = self.ports.get(address) {
+            return ports[*id as usize].as_ref().map(|config| config.name.as_str());
+        }
+        let claims = self.claims.range((*address, Arc::default())..);
+        claims.take_while(|claim| claim.0 == *address).last().map(|(_, name)| &**name)
+    }
+
     /// Whether an address is by now another pod's than this one's (empty: nobody knows whose it was).
     pub fn is_anothers(&self, address: Addr, pod: &str) -> bool {
         let claims = self.claims.range((address, Arc::default())..);
@@ -86,8 +99,15 @@ impl Pods {
         }
     }
 
+    /// Identities of which this node's pods had none before, or have none any more, since this was asked last; and
+    /// whether they are here now.
+    pub fn take_moved(&mut self) -> impl Iterator<Item = (u32, bool)> {
+        let moved = std::mem::take(&mut self.moved);
+        moved.into_iter().map(|identity| (identity, self.here.contains_key(&identity)))
+    }
+
     fn resolve(
-        &self,
+        &mut self,
         address: Addr,
         pods: &mut Map<Addr, PodAt>,
         objects: &Objects,
@@ -104,10 +124,34 @@ impl Pods {
             let pod = last.and_then(|(_, name)| objects.pod(name));
             pod.map(|pod| PodAt { identity: pod.identity, port: None, local: here == Some(&*pod.node) })
         };
-        match at {
-            Some(at) if pods.get(&address) == Some(&at) => {}
-            Some(at) => _ = pods.insert(address, at),
-            None => _ = pods.remove(&address),
+        if pods.get(&address) == at.as_ref() {
+            return;
+        }
+        let before = match at {
+            Some(at) => pods.insert(address, at),
+            None => pods.remove(&address),
+        };
+        self.count(before, at);
+    }
+
+    /// An address of this identity has come here, or gone.
+    fn count(&mut self, before: Option<PodAt>, now: Option<PodAt>) {
+        let local = |at: Option<PodAt>| at.filter(|at| at.local && at.identity != 0).map(|at| at.identity);
+        if let Some(identity) = local(now) {
+            let addresses = self.here.entry(identity).or_insert(0);
+            *addresses += 1;
+            if *addresses == 1 {
+                self.moved.insert(identity);
+            }
+        }
+        if let Some(identity) = local(before)
+            && let Some(addresses) = self.here.get_mut(&identity)
+        {
+            *addresses -= 1;
+            if *addresses == 0 {
+                self.here.remove(&identity);
+                self.moved.insert(identity);
+            }
         }
     }
 }

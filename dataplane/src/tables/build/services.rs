@@ -18,7 +18,7 @@ use crate::tables::services::{
 use crate::wire::Addr;
 
 /// Who claims which frontend, and what the kernel has to steer here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Frontends {
     claims: BTreeSet<Claim>,
     /// Addresses that frontends have.

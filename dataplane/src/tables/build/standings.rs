@@ -12,7 +12,7 @@ use crate::tables::standing::Standing;
 use crate::wire::{Addr, proto};
 
 /// Which backends have gone, and where they were.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Standings {
     /// Those within their grace, by address.
     leaving: HashMap<Addr, Vec<Id>>,

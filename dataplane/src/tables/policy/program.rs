@@ -1,324 +1,439 @@
-//! What one identity may do in one direction, compiled: found in a few look-ups, however many rules there are.
+//! What the policies of one tier say of one subject in one direction, compiled: found in a few look-ups, however many
+//! rules there are.
 //!
-//! A rule allows peers on ports. Peers are everyone, identities, or blocks of addresses; each has a structure of
-//! its own, which leads from the peer to the ports that are open to it, and which rule opens each. If several
-//! rules allow a connection, the first in order is named: by policy name, then by position.
+//! A rule is for peers and ports. Peers are everyone, identities, or blocks of addresses; each has a structure of
+//! its own, which leads from the peer to its ports, and to which rule matches each first. Of what the structures find, the
+//! first in order counts.
+//!
+//! Workers read a [`Program`]. The publisher keeps the [`Source`] that it was compiled from, and can compile one
+//! identity's entry anew: what that costs does not depend on how many others there are.
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use foldhash::quality::RandomState;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
+use super::Peer;
 use super::intervals::{Intervals, sweep};
-use super::{Judgement, Peer};
-use crate::prefetch;
-use crate::tables::objects::{IpBlock, Rule};
+use super::ports::{EVERY_PORT, Ports, number};
+use crate::tables::map::Map;
+use crate::tables::objects::{Action, IpBlock, NamedPort, PortName, Rule};
 use crate::tables::services::Id;
 use crate::wire::Addr;
 
-/// All rules of all policies that isolate one identity in one direction.
+/// Which rule of which policies matches a peer first. A clone shares everything.
 #[derive(Clone, Debug, Default)]
 pub(in crate::tables) struct Program {
     anyone: Ports,
-    identities: Identities,
-    blocks: Vec<Blocks>,
-    tables: Vec<PortTable>,
-    /// Names of the policies.
-    isolated_by: Vec<Arc<str>>,
+    /// By the peer's identity.
+    identities: Map<u32, Ports>,
+    /// By the peer's address. One of these has all rules, unless their blocks overlap too much.
+    blocks: Arc<[Blocks]>,
+    /// By the peer's address, of identities that have names for ports which rules about blocks name.
+    named_blocks: Map<u32, Arc<[Blocks]>>,
 }
 
-/// Peers by their address. One of these has all rules, unless their blocks overlap too much.
+/// Peers by their address.
 #[derive(Clone, Debug)]
 struct Blocks {
     v4: Intervals<u32, Ports>,
     v6: Intervals<u128, Ports>,
 }
 
-/// Peers by their identity. Open addressing, half empty: mostly one cache line a look-up.
-#[derive(Clone, Debug, Default)]
-struct Identities {
-    /// As many as a power of two, or none. Identity 0 is nobody's.
-    places: Box<[(u32, Ports)]>,
-    hasher: RandomState,
-}
-
-impl Identities {
-    fn with_room(count: usize) -> Identities {
-        let places = if count == 0 { 0 } else { (2 * count).next_power_of_two() };
-        Identities { places: vec![(0, Ports::Closed); places].into(), hasher: RandomState::default() }
-    }
-
-    #[inline(always)]
-    fn home(&self, identity: u32) -> usize {
-        self.hasher.hash_one(identity) as usize & self.places.len().wrapping_sub(1)
-    }
-
-    /// Sets what is open to an identity that is not in it yet.
-    fn insert(&mut self, identity: u32, ports: Ports) {
-        let mut place = self.home(identity);
-        while self.places[place].0 != 0 {
-            place = (place + 1) & (self.places.len() - 1);
-        }
-        self.places[place] = (identity, ports);
-    }
-
-    #[inline(always)]
-    fn find(&self, identity: u32) -> Option<&Ports> {
-        let mut place = self.home(identity);
-        loop {
-            match self.places.get(place)? {
-                (0, _) => return None,
-                (other, ports) if *other == identity => return Some(ports),
-                _ => place = (place + 1) & (self.places.len() - 1),
-            }
-        }
-    }
-}
-
-/// Ports that several rules open, or one in several rows.
-#[derive(Clone, Debug)]
-struct PortTable {
-    points: Intervals<u32, Option<Allow>>,
-    /// A bit for each port that is open, for each protocol: where there are many points, it spares the search for
-    /// what is closed.
-    open: Vec<(u8, Box<[u64; 1024]>)>,
-}
-
-/// Points that are searched without ado.
-const FEW_POINTS: usize = 64;
-
-impl PortTable {
-    fn new(points: Vec<(u32, Option<Allow>)>) -> PortTable {
-        let mut open: Vec<(u8, Box<[u64; 1024]>)> = Vec::new();
-        if points.len() > FEW_POINTS {
-            for (n, (first, allow)) in points.iter().enumerate() {
-                let end = points.get(n + 1).map_or(EVERY_PORT.1 + 1, |(next, _)| *next);
-                if allow.is_none() {
-                    continue;
-                }
-                if first >> 16 != (end - 1) >> 16 {
-                    // Some rule opens every protocol: little is closed.
-                    open.clear();
-                    break;
-                }
-                let proto = (first >> 16) as u8;
-                if open.last().is_none_or(|(last, _)| *last != proto) {
-                    open.push((proto, Box::new([0; 1024])));
-                }
-                if let Some((_, bits)) = open.last_mut() {
-                    (*first..end).for_each(|port| bits[(port & 0xffff) as usize / 64] |= 1 << (port % 64));
-                }
-            }
-        }
-        PortTable { points: Intervals::new(points), open }
-    }
-
-    #[inline(always)]
-    fn find(&self, port: u32) -> Option<Allow> {
-        if !self.open.is_empty() {
-            let (_, bits) = self.open.iter().find(|(proto, _)| u32::from(*proto) == port >> 16)?;
-            if bits[(port & 0xffff) as usize / 64] >> (port % 64) & 1 == 0 {
-                return None;
-            }
-        }
-        self.points.at(port).copied().flatten()
-    }
-}
-
-/// The rule that allows something: the smallest decides.
+/// A rule that matches: of several the one with the smallest order counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Allow {
-    order: u32,
-    rule: Id,
-}
-
-/// The ports that are open to a peer. A port and its protocol are one number, see [`number`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Ports {
-    #[default]
-    Closed,
-    /// One rule's, in a row; by far the most.
-    Range { first: u32, last: u32, allow: Allow },
-    /// Which of the program's tables says.
-    Table(u32),
-}
-
-const EVERY_PORT: (u32, u32) = (0, 0xff_ffff);
-
-#[inline(always)]
-fn number(proto: u8, port: u16) -> u32 {
-    u32::from(proto) << 16 | u32::from(port)
+pub(in crate::tables) struct Match {
+    pub order: u32,
+    pub rule: Id,
+    pub action: Action,
 }
 
 impl Program {
-    /// Of rules with their numbers, in the order in which they are asked.
-    pub fn new(isolated_by: Vec<Arc<str>>, rules: &[(Id, &Rule)]) -> Program {
-        let mut program = Program { isolated_by, ..Program::default() };
-        let every = 0..rules.len() as u32;
-        let anyone: Vec<u32> = every.clone().filter(|n| rules[*n as usize].1.any_peer).collect();
-        program.anyone = program.ports(&anyone, rules);
-
-        let identities_of = |n: u32| rules[n as usize].1.peer_identities.iter();
-        let mut peers: Vec<(u32, u32)> =
-            every.clone().flat_map(|n| identities_of(n).map(move |identity| (*identity, n))).collect();
-        // Identity 0 is outside the cluster: no set of labels.
-        peers.retain(|(identity, _)| *identity != 0);
-        peers.sort_unstable();
-        peers.dedup();
-        let groups = peers.chunk_by(|a, b| a.0 == b.0);
-        program.identities = Identities::with_room(groups.clone().count());
-        let mut orders = Vec::new();
-        for group in groups {
-            orders.clear();
-            orders.extend(group.iter().map(|(_, n)| *n));
-            let ports = program.ports(&orders, rules);
-            program.identities.insert(group[0].0, ports);
-        }
-
-        let with_blocks: Vec<u32> = every.filter(|n| !rules[*n as usize].1.peer_blocks.is_empty()).collect();
-        program.add_blocks(&with_blocks, rules);
-        program
-    }
-
-    /// Judges a connection.
+    /// The first rule that matches, if any does.
     #[inline]
-    pub fn judge(&self, peer: &Peer) -> Judgement {
+    pub fn first_match(&self, peer: &Peer) -> Option<Match> {
         let port = number(peer.proto, peer.port);
-        let mut first = self.find(&self.anyone, port);
+        let mut first = self.anyone.find(port);
         if peer.identity != 0
-            && let Some(ports) = self.identities.find(peer.identity)
+            && let Some(ports) = self.identities.get(&peer.identity)
         {
-            first = earlier(first, self.find(ports, port));
+            first = earlier(first, ports.find(port));
         }
-        for blocks in &self.blocks {
-            let ports = match v4_bits(&peer.address) {
-                Some(bits) => blocks.v4.at(bits),
-                None => blocks.v6.at(u128::from_be_bytes(peer.address.0)),
-            };
-            first = earlier(first, ports.and_then(|ports| self.find(ports, port)));
+        first = earlier(first, find_in(&self.blocks, &peer.address, port));
+        if !self.named_blocks.is_empty()
+            && let Some(blocks) = self.named_blocks.get(&peer.identity)
+        {
+            first = earlier(first, find_in(blocks, &peer.address, port));
         }
-        first.map_or(Judgement::Denied, |allow| Judgement::Allowed(allow.rule))
+        first
     }
 
-    /// Asks for the memory that [`Program::judge`] will read of a peer with this identity.
+    /// Asks for the memory that [`Program::first_match`] will read.
     #[inline]
-    pub fn prefetch(&self, identity: u32) {
-        prefetch::read(self.identities.places.as_ptr().wrapping_add(self.identities.home(identity)));
-    }
-
-    /// Names of the policies that isolate.
-    pub fn isolated_by(&self) -> &[Arc<str>] {
-        &self.isolated_by
-    }
-
-    #[inline(always)]
-    fn find(&self, ports: &Ports, port: u32) -> Option<Allow> {
-        match ports {
-            Ports::Closed => None,
-            Ports::Range { first, last, allow } => (*first..=*last).contains(&port).then_some(*allow),
-            Ports::Table(table) => self.tables[*table as usize].find(port),
-        }
-    }
-
-    /// What the rules at these places, in ascending order, open together.
-    fn ports(&mut self, orders: &[u32], rules: &[(Id, &Rule)]) -> Ports {
-        let allow = |order: u32| Allow { order, rule: rules[order as usize].0 };
-        let ranges: Vec<(u32, u32, u32)> = until_every_port(orders.iter().copied(), rules)
-            .flat_map(|order| {
-                let ports = &rules[order as usize].1.ports;
-                let every = ports.is_empty().then_some((EVERY_PORT.0, EVERY_PORT.1, order));
-                let some = ports.iter().map(move |range| {
-                    (number(range.proto, range.first), number(range.proto, range.last), order)
-                });
-                every.into_iter().chain(some)
-            })
-            .collect();
-        if let [(first, last, order)] = ranges[..] {
-            return Ports::Range { first, last, allow: allow(order) };
-        }
-        let points = sweep(
-            ranges.into_iter(),
-            |port| Some(port + 1),
-            |holding| Some(holding.keys().next().map(|order| allow(*order))),
-        );
-        let points = points.unwrap_or_default();
-        if points.is_empty() {
-            return Ports::Closed;
-        }
-        self.tables.push(PortTable::new(points));
-        Ports::Table(self.tables.len() as u32 - 1)
-    }
-
-    /// Adds the blocks of the rules at these places.
-    fn add_blocks(&mut self, orders: &[u32], rules: &[(Id, &Rule)]) {
-        if orders.is_empty() {
-            return;
-        }
-        let (tables, mut known) = (self.tables.len(), HashMap::new());
-        // Blocks lie apart or nest a few times. Of those that do not, each interval would list most: they are taken
-        // apart into several.
-        let ranges = || {
-            orders.iter().flat_map(|order| {
-                rules[*order as usize]
-                    .1
-                    .peer_blocks
-                    .iter()
-                    .flat_map(ranges_of)
-                    .map(move |range| (range, *order))
-            })
-        };
-        let mut budget = 16 * ranges().count() + 4096;
-        let mut value = |program: &mut Program, holding: &BTreeMap<u32, u32>| {
-            let orders: Vec<u32> = until_every_port(holding.keys().copied(), rules).collect();
-            budget = budget.checked_sub(orders.len())?;
-            Some(match known.get(&orders) {
-                Some(ports) => *ports,
-                None => {
-                    let ports = program.ports(&orders, rules);
-                    known.insert(orders, ports);
-                    ports
-                }
-            })
-        };
-        let v4 = ranges().filter_map(|(range, order)| match range {
-            Range::V4(first, last) => Some((first, last, order)),
-            Range::V6(..) => None,
-        });
-        let v6 = ranges().filter_map(|(range, order)| match range {
-            Range::V6(first, last) => Some((first, last, order)),
-            Range::V4(..) => None,
-        });
-        let v4 = sweep(v4, |bits| bits.checked_add(1), |holding| value(self, holding));
-        let v6 = v4.is_some().then(|| sweep(v6, |bits| bits.checked_add(1), |holding| value(self, holding)));
-        if let (Some(v4), Some(Some(v6))) = (v4, v6) {
-            self.blocks.push(Blocks { v4: Intervals::new(v4), v6: Intervals::new(v6) });
-        } else {
-            self.tables.truncate(tables);
-            let (a, b) = orders.split_at(orders.len() / 2);
-            self.add_blocks(a, rules);
-            self.add_blocks(b, rules);
-        }
+    pub fn prefetch(&self, peer: &Peer) {
+        self.identities.prefetch(&peer.identity);
+        self.anyone.prefetch(number(peer.proto, peer.port));
     }
 }
 
 #[inline(always)]
-fn earlier(a: Option<Allow>, b: Option<Allow>) -> Option<Allow> {
+fn find_in(all: &[Blocks], address: &Addr, port: u32) -> Option<Match> {
+    all.iter().fold(None, |first, blocks| {
+        let ports = match v4_bits(address) {
+            Some(bits) => blocks.v4.at(bits),
+            None => blocks.v6.at(u128::from_be_bytes(address.0)),
+        };
+        earlier(first, ports.and_then(|ports| ports.find(port)))
+    })
+}
+
+#[inline(always)]
+fn earlier(a: Option<Match>, b: Option<Match>) -> Option<Match> {
     match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
+        (Some(a), Some(b)) => Some(if b.order < a.order { b } else { a }),
         (a, b) => a.or(b),
     }
 }
 
-/// Rules up to the first that opens every port: none after it can be the first.
-fn until_every_port(orders: impl Iterator<Item = u32>, rules: &[(Id, &Rule)]) -> impl Iterator<Item = u32> {
-    orders.scan(false, |is_over, order| {
-        let opens_all = rules[order as usize].1.ports.is_empty();
-        (!std::mem::replace(is_over, opens_all)).then_some(order)
+/// The number of a selection.
+pub(in crate::tables) type Selected = u32;
+
+/// A rule, as one program has it.
+#[derive(Clone, Debug)]
+pub(in crate::tables) struct Clause {
+    pub rule: Id,
+    pub action: Action,
+    any_peer: bool,
+    selections: Box<[Selected]>,
+    /// Of ports with their protocols.
+    ranges: Box<[(u32, u32)]>,
+    /// Names of more ports, which each peer resolves.
+    names: Box<[PortName]>,
+}
+
+impl Clause {
+    /// Of a rule with its number, and those of the selections that it names. Names of ports are `subject`'s for ingress; for
+    /// egress (`None`) each peer has its own.
+    pub fn new(id: Id, rule: &Rule, selections: Box<[Selected]>, subject: Option<&[NamedPort]>) -> Clause {
+        let every = rule.is_for_every_port().then_some(EVERY_PORT);
+        let numbered = rule.ports.iter().map(|of| (number(of.proto, of.first), number(of.proto, of.last)));
+        let resolved = subject.into_iter().flat_map(|ports| resolve(&rule.named_ports, ports));
+        Clause {
+            rule: id,
+            action: rule.action,
+            any_peer: rule.any_peer,
+            selections,
+            ranges: every.into_iter().chain(numbered).chain(resolved).collect(),
+            names: if subject.is_some() { Box::default() } else { rule.named_ports.as_slice().into() },
+        }
+    }
+}
+
+/// The ports that somebody calls so.
+fn resolve<'a>(names: &'a [PortName], ports: &'a [NamedPort]) -> impl Iterator<Item = (u32, u32)> + 'a {
+    let is_meant = |port: &&NamedPort| names.iter().any(|name| name.is_for(port));
+    ports.iter().filter(is_meant).map(|port| {
+        let number = number(port.proto, port.port);
+        (number, number)
     })
+}
+
+/// Who has which identity, as programs are compiled by.
+pub(in crate::tables) trait Cluster {
+    /// The identities that a selection chooses.
+    fn members(&self, selection: Selected) -> &[u32];
+    /// The selections that choose an identity, ascending.
+    fn selections(&self, identity: u32) -> &[Selected];
+    /// What pods with an identity call their ports.
+    fn named_ports(&self, identity: u32) -> &[NamedPort];
+    /// All identities whose pods have names for ports.
+    fn with_named_ports(&self) -> impl Iterator<Item = u32>;
+}
+
+/// What a program is compiled from.
+#[derive(Clone, Debug, Default)]
+pub(in crate::tables) struct Source {
+    /// In the order in which they are asked.
+    clauses: Vec<Clause>,
+    /// Orders of the clauses that name a selection.
+    uses: HashMap<Selected, Vec<u32>>,
+    /// Clauses with names of ports for everyone, and for blocks.
+    named: Vec<u32>,
+    named_blocks: Vec<(u32, Box<[IpBlock]>)>,
+    /// Whether any clause has such names.
+    has_names: bool,
+    /// What identities that the same selections choose, and that call their ports alike, have in common.
+    known: HashMap<Alike, Ports>,
+    known_blocks: HashMap<Vec<Resolved>, Arc<[Blocks]>>,
+}
+
+/// The selections that choose an identity, and the ports that it has names for.
+type Alike = (Box<[Selected]>, Vec<Resolved>);
+
+/// A port that a clause with this order names.
+type Resolved = (u32, u32);
+
+impl Source {
+    /// Of clauses in the order in which they are asked, each with its rule's blocks. Gives the program, too.
+    pub fn compile(rules: Vec<(Clause, &[IpBlock])>, cluster: &impl Cluster) -> (Source, Program) {
+        let mut source = Source::default();
+        let mut blocks: Vec<(u32, &[IpBlock])> = Vec::new();
+        for (order, (clause, of)) in (0..).zip(&rules) {
+            for selection in &clause.selections {
+                let orders = source.uses.entry(*selection).or_default();
+                // A rule may name one twice.
+                if orders.last() != Some(&order) {
+                    orders.push(order);
+                }
+            }
+            if !clause.names.is_empty() {
+                source.has_names = true;
+                if clause.any_peer {
+                    source.named.push(order);
+                }
+                if !of.is_empty() {
+                    source.named_blocks.push((order, (*of).into()));
+                }
+            }
+            if !of.is_empty() {
+                blocks.push((order, of));
+            }
+        }
+        source.clauses = rules.into_iter().map(|(clause, _)| clause).collect();
+        let for_anyone = (0..).zip(&source.clauses).filter(|(_, clause)| clause.any_peer);
+        let anyone: Vec<u32> = for_anyone.map(|(order, _)| order).collect();
+        let mut program = Program {
+            anyone: source.ports(&anyone, &[]),
+            blocks: blocks_of(&blocks, &|order| source.is_for_every_port(order), &|orders| {
+                source.ports(orders, &[])
+            })
+            .into(),
+            ..Program::default()
+        };
+        source.compile_identities(&mut program, cluster);
+        (source, program)
+    }
+
+    /// Selections that it uses.
+    pub fn selections(&self) -> impl Iterator<Item = Selected> + '_ {
+        self.uses.keys().copied()
+    }
+
+    /// Whether peers' names for ports count.
+    pub fn has_names(&self) -> bool {
+        self.has_names
+    }
+
+    /// Compiles one identity's entry anew. Returns whether it is another now.
+    pub fn update(&mut self, program: &mut Program, identity: u32, cluster: &impl Cluster) -> bool {
+        let of = cluster.selections(identity).iter().copied();
+        let selections: Vec<Selected> = of.filter(|selection| self.uses.contains_key(selection)).collect();
+        // What identities have in common that have gone is not kept for ever.
+        if self.known.len() > 64 + 2 * program.identities.len() {
+            self.known.clear();
+            self.known_blocks.clear();
+        }
+        self.set(program, identity, &selections, cluster);
+        true
+    }
+
+    /// As [`Source::update`], of all identities.
+    fn compile_identities(&mut self, program: &mut Program, cluster: &impl Cluster) {
+        // Each selection is gone through once, however many rules use it.
+        let used = self.uses.keys();
+        let mut members: Vec<(u32, Selected)> = used
+            .flat_map(|selection| cluster.members(*selection).iter().map(|identity| (*identity, *selection)))
+            .collect();
+        members.sort_unstable();
+        let mut selections = Vec::new();
+        for group in members.chunk_by(|a, b| a.0 == b.0) {
+            selections.clear();
+            selections.extend(group.iter().map(|(_, selection)| *selection));
+            self.set(program, group[0].0, &selections, cluster);
+        }
+        if !self.named.is_empty() || !self.named_blocks.is_empty() {
+            for identity in cluster.with_named_ports() {
+                if program.identities.get(&identity).is_none() {
+                    self.set(program, identity, &[], cluster);
+                }
+            }
+        }
+    }
+
+    /// Compiles the entry of an identity that these of the program's selections choose.
+    fn set(&mut self, program: &mut Program, identity: u32, selections: &[Selected], cluster: &impl Cluster) {
+        // Identity 0 is outside the cluster: no set of labels.
+        if identity == 0 {
+            return;
+        }
+        let named_ports = if self.has_names { cluster.named_ports(identity) } else { &[] };
+        match self.entry(selections, named_ports) {
+            Ports::None => _ = program.identities.remove(&identity),
+            ports => _ = program.identities.insert(identity, ports),
+        }
+        if !self.named_blocks.is_empty() {
+            match self.blocks_for(named_ports) {
+                Some(blocks) => _ = program.named_blocks.insert(identity, blocks),
+                None => _ = program.named_blocks.remove(&identity),
+            }
+        }
+    }
+
+    fn entry(&mut self, selections: &[Selected], named_ports: &[NamedPort]) -> Ports {
+        if let ([selection], []) = (selections, named_ports)
+            && let Some([order]) = self.uses.get(selection).map(Vec::as_slice)
+            && let [range] = &*self.clauses[*order as usize].ranges
+        {
+            // By far the most, where there are many.
+            return Ports::Range { first: range.0, last: range.1, found: self.found(*order) };
+        }
+        let mut orders: Vec<u32> = Vec::new();
+        let mut resolved: Vec<Resolved> = Vec::new();
+        if !named_ports.is_empty() {
+            orders = self.orders(selections);
+            let with_names = orders.iter().chain(&self.named).copied();
+            resolved = with_names.flat_map(|order| self.resolved(order, named_ports)).collect();
+        }
+        let alike = (selections.into(), resolved);
+        if let Some(ports) = self.known.get(&alike) {
+            return ports.clone();
+        }
+        if orders.is_empty() {
+            orders = self.orders(selections);
+        }
+        let ports = self.ports(&orders, &alike.1);
+        self.known.insert(alike, ports.clone());
+        ports
+    }
+
+    /// Blocks whose rules name ports, for an identity with such names; `None` if it has none of them.
+    fn blocks_for(&mut self, named_ports: &[NamedPort]) -> Option<Arc<[Blocks]>> {
+        let orders = self.named_blocks.iter().map(|(order, _)| *order);
+        let resolved: Vec<Resolved> = orders.flat_map(|order| self.resolved(order, named_ports)).collect();
+        if resolved.is_empty() {
+            return None;
+        }
+        if let Some(blocks) = self.known_blocks.get(&resolved) {
+            return Some(blocks.clone());
+        }
+        let with_blocks: Vec<(u32, &[IpBlock])> =
+            self.named_blocks.iter().map(|(order, blocks)| (*order, &**blocks)).collect();
+        let ports = |orders: &[u32]| {
+            let of = resolved.iter().filter(|(order, _)| orders.contains(order)).copied();
+            self.ports(&[], &of.collect::<Vec<_>>())
+        };
+        let blocks: Arc<[Blocks]> = blocks_of(&with_blocks, &|_| false, &ports).into();
+        self.known_blocks.insert(resolved, blocks.clone());
+        Some(blocks)
+    }
+
+    fn resolved<'a>(
+        &'a self,
+        order: u32,
+        named_ports: &'a [NamedPort],
+    ) -> impl Iterator<Item = Resolved> + 'a {
+        resolve(&self.clauses[order as usize].names, named_ports).map(move |(port, _)| (order, port))
+    }
+
+    /// Orders of the clauses that use any of these selections, ascending.
+    fn orders(&self, selections: &[Selected]) -> Vec<u32> {
+        let mut orders: Vec<u32> =
+            selections.iter().filter_map(|selection| self.uses.get(selection)).flatten().copied().collect();
+        if selections.len() > 1 {
+            orders.sort_unstable();
+            orders.dedup();
+        }
+        orders
+    }
+
+    /// What clauses with these orders, ascending, match together, and others at these ports.
+    fn ports(&self, orders: &[u32], resolved: &[Resolved]) -> Ports {
+        let clauses = orders.iter().map(|order| (*order, &self.clauses[*order as usize]));
+        let mut ranges: Vec<(u32, u32, u32)> = Vec::new();
+        for (order, clause) in clauses {
+            ranges.extend(clause.ranges.iter().map(|(first, last)| (*first, *last, order)));
+            // None after it can be the first.
+            if self.is_for_every_port(order) {
+                break;
+            }
+        }
+        ranges.extend(resolved.iter().map(|(order, port)| (*port, *port, *order)));
+        Ports::new(&ranges, |order| self.found(order))
+    }
+
+    fn is_for_every_port(&self, order: u32) -> bool {
+        *self.clauses[order as usize].ranges == [EVERY_PORT]
+    }
+
+    fn found(&self, order: u32) -> Match {
+        let Clause { rule, action, .. } = self.clauses[order as usize];
+        Match { order, rule, action }
+    }
+}
+
+/// The blocks of rules with these orders; `ports` of those that hold an address, up to the first that is the last to count.
+fn blocks_of(
+    rules: &[(u32, &[IpBlock])],
+    is_last: &dyn Fn(u32) -> bool,
+    ports: &dyn Fn(&[u32]) -> Ports,
+) -> Vec<Blocks> {
+    if rules.is_empty() {
+        return Vec::new();
+    }
+    let mut known: HashMap<Vec<u32>, (u32, Ports)> = HashMap::new();
+    // Blocks lie apart or nest a few times. Of those that do not, each interval would list most: they are taken
+    // apart into several.
+    let ranges = || {
+        rules
+            .iter()
+            .flat_map(|(order, blocks)| blocks.iter().flat_map(ranges_of).map(move |range| (range, *order)))
+    };
+    let mut budget = 16 * ranges().count() + 4096;
+    // Ports with a number that tells them apart.
+    let mut value = |holding: &BTreeMap<u32, u32>| {
+        let mut orders = Vec::new();
+        for order in holding.keys() {
+            orders.push(*order);
+            if is_last(*order) {
+                break;
+            }
+        }
+        budget = budget.checked_sub(orders.len())?;
+        let next = known.len() as u32;
+        let (number, ports) = known.entry_ref(&orders).or_insert_with(|| (next, ports(&orders)));
+        Some(Numbered(*number, ports.clone()))
+    };
+    let v4 = ranges().filter_map(|(range, order)| match range {
+        Range::V4(first, last) => Some((first, last, order)),
+        Range::V6(..) => None,
+    });
+    let v6 = ranges().filter_map(|(range, order)| match range {
+        Range::V6(first, last) => Some((first, last, order)),
+        Range::V4(..) => None,
+    });
+    let v4 = sweep(v4, |bits| bits.checked_add(1), &mut value);
+    let v6 = v4.is_some().then(|| sweep(v6, |bits| bits.checked_add(1), &mut value));
+    if let (Some(v4), Some(Some(v6))) = (v4, v6) {
+        return vec![Blocks { v4: Intervals::new(bare(v4)), v6: Intervals::new(bare(v6)) }];
+    }
+    let (a, b) = rules.split_at(rules.len() / 2);
+    let mut all = blocks_of(a, is_last, ports);
+    all.extend(blocks_of(b, is_last, ports));
+    all
+}
+
+struct Numbered(u32, Ports);
+
+impl PartialEq for Numbered {
+    fn eq(&self, other: &Numbered) -> bool {
+        self.0 == other.0
+    }
+}
+
+fn bare<T>(points: Vec<(T, Numbered)>) -> Vec<(T, Ports)> {
+    points.into_iter().map(|(at, Numbered(_, ports))| (at, ports)).collect()
 }
 
 /// An IPv4 address as a number.
@@ -363,57 +478,4 @@ fn ranges_of(block: &IpBlock) -> Vec<Range> {
     }
     add(from, last);
     ranges
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::tables::objects::PortRange;
-
-    /// Rules for everyone, each with one range of ports.
-    fn rules(ranges: &[(u8, u16, u16)]) -> Vec<Rule> {
-        let rule = |(&(proto, first, more), index): (&(u8, u16, u16), u32)| Rule {
-            index,
-            subjects: Vec::new(),
-            any_peer: true,
-            peer_identities: Vec::new(),
-            peer_blocks: Vec::new(),
-            ports: vec![PortRange { proto, first, last: first.saturating_add(more) }],
-        };
-        ranges.iter().zip(0..).map(rule).collect()
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn many_ports_are_found_as_a_search_finds_them(
-            ranges in prop::collection::vec((6u8..8, any::<u16>(), 0u16..300), 50..200),
-            every_port in prop::option::of(0usize..50),
-            asked in prop::collection::vec((5u8..9, any::<u16>()), 500),
-        ) {
-            let mut rules = rules(&ranges);
-            if let Some(n) = every_port {
-                rules[n].ports.clear();
-            }
-            let numbered: Vec<(Id, &Rule)> = (1..).zip(&rules).collect();
-            let program = Program::new(Vec::new(), &numbered);
-            // The ends of ranges, too, where mistakes are made.
-            let ends = ranges.iter().flat_map(|&(proto, first, more)| {
-                let last = first.saturating_add(more);
-                [first.saturating_sub(1), first, last, last.saturating_add(1)].map(|port| (proto, port))
-            });
-            for (proto, port) in asked.into_iter().chain(ends) {
-                let peer = Peer { identity: 3, address: Addr::v4([10, 0, 0, 1]), proto, port };
-                let first = numbered.iter().find(|(_, rule)| {
-                    let opens = |range: &PortRange| range.proto == proto && (range.first..=range.last).contains(&port);
-                    rule.ports.is_empty() || rule.ports.iter().any(opens)
-                });
-                let expected = first.map_or(Judgement::Denied, |(rule, _)| Judgement::Allowed(*rule));
-                prop_assert_eq!(program.judge(&peer), expected);
-            }
-        }
-    }
 }

@@ -87,6 +87,7 @@ pub(super) fn status_json(status: &StatusResponse) -> Value {
         "pods": status.pods,
         "policies": status.policies,
         "drops": list(&status.drops, drop_count),
+        "would_be_denied": list(&status.would_be_denied, drop_count),
         "apply_p50_us": status.apply_p50_us,
         "apply_p99_us": status.apply_p99_us,
     })
@@ -119,7 +120,7 @@ fn flow_table(table: &FlowTableStatus) -> Value {
     })
 }
 
-fn tuple(tuple: &Tuple) -> Value {
+pub(super) fn tuple(tuple: &Tuple) -> Value {
     json!({
         "source": address(&tuple.source),
         "destination": address(&tuple.destination),
@@ -214,11 +215,13 @@ fn one_drop(drop: &Drop) -> Value {
         "source_pod": drop.source_pod,
         "destination_pod": drop.destination_pod,
         "policies": drop.policies,
+        "rule": drop.rule,
+        "audit": drop.audit,
         "revision": drop.revision,
     })
 }
 
-fn problem(problem: &Problem) -> Value {
+pub(super) fn problem(problem: &Problem) -> Value {
     json!({ "file": problem.file, "object": problem.object, "field": problem.field, "reason": problem.reason })
 }
 

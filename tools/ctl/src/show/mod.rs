@@ -3,11 +3,13 @@
 mod drain;
 mod drops;
 mod explain;
+mod explain_service;
 mod flows;
 mod grid;
 mod json;
 mod services;
 mod status;
+mod whatif;
 
 use wirelane::daemons::address_from;
 use wirelane_proto::v1::{AttachPodResponse, Tuple};
@@ -16,11 +18,13 @@ pub use self::{
     drain::Drain,
     drops::drops_table,
     explain::{explained_json, explained_table},
+    explain_service::{service_explained_json, service_explained_table},
     flows::flows_table,
     grid::bordered,
     json::{attached_json, drops_json, flows_json, services_json},
     services::services_table,
     status::Status,
+    whatif::{whatif_breaks, whatif_json, whatif_table},
 };
 
 /// One line: what `attach` has made.

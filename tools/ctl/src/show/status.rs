@@ -36,7 +36,8 @@ impl Status {
         }
         if let Ok(status) = &self.dataplane {
             parts.extend([workers(&status.workers), stages(&status.workers)]);
-            parts.extend([flow_tables(status), ports(&status.ports), totals(&status.drops)]);
+            parts.extend([flow_tables(status), ports(&status.ports), totals("drops", &status.drops)]);
+            parts.push(totals("would be, by audited policies", &status.would_be_denied));
         }
         parts.retain(|part| !part.is_empty());
         parts.join("\n")

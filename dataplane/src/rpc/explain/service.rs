@@ -4,11 +4,12 @@
 use wirelane_proto::v1;
 use wirelane_proto::v1::explain_service_response::{Method, Origin as OriginMessage, Outcome};
 
-use super::convert::{Invalid, backend_message, filter_address, frontend_message, port, protocol};
 use crate::batch::Key;
 use crate::clock::Now;
 use crate::dataplane::{Dataplane, State};
 use crate::ports::Ports;
+use crate::rpc::convert::{Invalid, backend_message, filter_address, frontend_message, port, protocol};
+use crate::stages::service;
 use crate::tables::Tables;
 use crate::tables::objects::{Backend, Frontend, FrontendKind, Object, ObjectKey, Service, ServicePort};
 use crate::tables::route::Route;
@@ -73,10 +74,8 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
     let origin = client.map_or_else(|| usual_origin(kind), |client| origin_of(&client, &tables));
     explained.origin = origin_message(origin).into();
     let owner = owner(&state, port.id, &key, kind);
-    let client = match (question.client, origin) {
-        // The node has one address for the outside, as in the stage.
-        (Some(_), Origin::Host) => tables.node(!dst.is_v4()).uplink,
-        (Some(client), _) => client,
+    let client = match (client, origin) {
+        (Some(client), origin) => service::client(origin, &client, &tables),
         // Anybody who may.
         (None, _) => owner.as_ref().map_or(key.src, |(service, ..)| admitted(service, &dst)),
     };

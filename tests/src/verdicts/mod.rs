@@ -1,0 +1,7 @@
+//! Who may reach whom: small clusters with policies ([`world`]), as [`manifests`], at [`random`], and a naive [`model`] of what
+//! the policies mean.
+
+pub mod manifests;
+pub mod model;
+pub mod random;
+pub mod world;
