@@ -11,12 +11,12 @@ fn policy(name: &str, spec: &str) -> String {
     )
 }
 
-/// Pods x/a and x/b, and y/c of team blue.
+/// Pods x/a and x/b, and other/c of team blue.
 fn pods() -> String {
     pod("a", "10.244.1.2", "")
         + &pod("b", "10.244.1.3", "")
-        + &pod("c", "10.244.1.4", "").replace("namespace: x", "namespace: y")
-        + "---\napiVersion: v1\nkind: Namespace\nmetadata: { name: y, labels: { team: blue } }\n"
+        + &pod("c", "10.244.1.4", "").replace("namespace: x", "namespace: other")
+        + "---\napiVersion: v1\nkind: Namespace\nmetadata: { name: other, labels: { team: blue } }\n"
 }
 
 #[test]
@@ -40,11 +40,11 @@ fn a_whole_one() {
     assert_eq!((&*policy.namespace, policy.tier(), policy.priority), ("", v1::Tier::Admin, 12));
     assert!(!policy.isolates_ingress && !policy.isolates_egress && !policy.audit && policy.fault.is_empty());
     assert_eq!(policy.subjects, ["all pods of namespaces team=blue"]);
-    assert_eq!(compiled.chosen(&policy.subjects), "y/c");
+    assert_eq!(compiled.chosen(&policy.subjects), "other/c");
 
     let [ours] = &policy.ingress[..] else { panic!("{policy:?}") };
     assert_eq!((&*ours.name, ours.action(), ours.any_peer), ("ours", v1::Action::Pass, false));
-    assert_eq!(compiled.chosen(&ours.peer_selections), "x/a x/b y/c");
+    assert_eq!(compiled.chosen(&ours.peer_selections), "other/c x/a x/b");
 
     let [networks, pods] = &policy.egress[..] else { panic!("{policy:?}") };
     let lengths = networks.peer_blocks.iter().map(|block| block.cidr.as_ref().unwrap().address.len());

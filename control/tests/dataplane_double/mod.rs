@@ -194,17 +194,11 @@ impl Dataplane for Service {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
-    async fn explain(
-        &self,
-        _: Request<v1::ExplainRequest>,
-    ) -> Result<Response<v1::ExplainResponse>, Status> {
+    async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
-    async fn what_if(
-        &self,
-        _: Request<v1::WhatIfRequest>,
-    ) -> Result<Response<v1::WhatIfResponse>, Status> {
+    async fn what_if(&self, _: Request<v1::WhatIfRequest>) -> Result<Response<v1::WhatIfResponse>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
