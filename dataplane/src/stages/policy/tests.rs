@@ -80,13 +80,19 @@ impl Node {
     }
 
     fn change(&mut self, upserts: Vec<Object>) {
-        self.builder.change(upserts, &[]);
-        self.shared.publish(self.builder.build(&self.shared.neighbours));
+        self.apply(upserts, &[]);
     }
 
     fn remove_policy(&mut self) {
-        self.builder.change(vec![], &[ObjectKey::Policy("ns/web".into())]);
+        self.apply(vec![], &[ObjectKey::Policy("ns/web".into())]);
+    }
+
+    fn apply(&mut self, upserts: Vec<Object>, deletes: &[ObjectKey]) {
+        self.builder.change(upserts, deletes);
+        // The publisher waits for workers that are awake, and this one is the same thread.
+        self.engine.offline();
         self.shared.publish(self.builder.build(&self.shared.neighbours));
+        self.engine.online();
     }
 
     /// What becomes of a TCP packet.
@@ -97,7 +103,6 @@ impl Node {
         assert!(frame.resize(bytes.len()));
         frame.bytes_mut().copy_from_slice(&bytes);
         self.batch.push(frame, in_port);
-        // As many quiescent points as there may be tables to be freed.
         self.engine.run(&mut self.batch, Now { tick: 5 });
         self.engine.quiescent();
         let meta = self.batch.meta.pop().unwrap();

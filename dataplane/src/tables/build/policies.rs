@@ -232,9 +232,15 @@ impl Rulebook {
     }
 
     /// Identities of a selection that have pods here.
-    fn chosen_here(&self, selection: Selected) -> impl Iterator<Item = u32> {
+    fn chosen_here(&self, selection: Selected) -> Vec<u32> {
         let members = self.selections.members(selection);
-        self.local.iter().copied().filter(|identity| members.binary_search(identity).is_ok())
+        let is_chosen = |identity: &u32| members.binary_search(identity).is_ok();
+        // The shorter list is gone through.
+        if members.len() < self.local.len() {
+            members.iter().copied().filter(|identity| self.local.contains(identity)).collect()
+        } else {
+            self.local.iter().copied().filter(is_chosen).collect()
+        }
     }
 
     fn forget_verdicts(&mut self, identity: u32) {
