@@ -34,7 +34,7 @@ fn a_pod_that_is_isolated_is_told_of_each_rule_why_it_does_not_match() {
         "its peers are pods app=none of namespace shop (there are none) or 10.0.0.0/9; the source is pod \
          shop/api-1 (10.244.1.6) with app=api",
         "it has no peers",
-        "its ports are TCP http or port metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
+        "its ports are those of TCP called http or those called metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
          no port metrics",
     ];
     assert_eq!(told.because(1), expected);
@@ -70,7 +70,7 @@ fn a_rule_that_decides_is_told_with_its_peers_and_ports() {
     let told = Told::of(vec![ingress("shop/web", WEBS, vec![by_name])], API, WEB, 80);
     assert_eq!(
         told.because(1),
-        ["its ports are port http; asked is TCP 80; port http is TCP 8080 at shop/web-1"]
+        ["its ports are those called http; asked is TCP 80; port http is TCP 8080 at shop/web-1"]
     );
 }
 
