@@ -1,6 +1,7 @@
 //! Who may reach whom: small clusters with policies ([`world`]), as [`manifests`], at [`random`], and a naive [`model`] of what
 //! the policies mean.
 
+pub mod churn;
 pub mod manifests;
 pub mod model;
 pub mod random;
