@@ -511,3 +511,6 @@ fn is_domain_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     name.contains('.') && name.split('.').all(is_label)
 }
+
+#[cfg(test)]
+mod tests;
