@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use etherparse::{SlicedPacket, TransportSlice};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
+use wirelane_control::compile::Settings;
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::clock::Now;
 use wirelane_dataplane::engine::Engine;
@@ -138,7 +139,9 @@ impl<'a> Cluster<'a> {
     fn new(history: &'a History) -> Cluster<'a> {
         let mut control = Control::new(WORKERS, 1 << 16);
         control.describe(&scene::cluster(&[], 1));
-        let (world, manifests) = (World::default(), Manifests::new(settings(1)));
+        // What comes out is known by what went in.
+        let manifests = Manifests::new(Settings { masquerade: None, ..settings(1) });
+        let world = World::default();
         Cluster { world, manifests, control, history, random: Random::new(3) }
     }
 

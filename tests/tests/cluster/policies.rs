@@ -99,7 +99,7 @@ fn selectors_ports_and_blocks_hold_between_real_sockets() {
         assert_refused(&bed.client, SocketAddr::new(node, TO_NEAR.node_port));
     }
     into_near("{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: elsewhere}}}]}");
-    near(ANSWERS).map(|near| assert_refused(bed.pod(OTHER), near));
+    near(ANSWERS).into_iter().for_each(|near| assert_refused(bed.pod(OTHER), near));
 
     // Ports: by name, of one protocol, and in a range.
     let named = [NEAR, OTHER, GUEST, FAR].map(|pod| pod.manifest()).concat();
@@ -125,14 +125,14 @@ fn selectors_ports_and_blocks_hold_between_real_sockets() {
     into_near(&format!(
         "{{from: [{{ipBlock: {{cidr: {ipv4}/32}}}}, {{ipBlock: {{cidr: \"{ipv6}/128\"}}}}]}}"
     ));
-    node_ports.map(|server| assert_eq!(ask(&bed.client, server).name, NEAR.name));
-    near(ANSWERS).map(|near| assert_refused(bed.pod(OTHER), near));
+    node_ports.into_iter().for_each(|server| assert_eq!(ask(&bed.client, server).name, NEAR.name));
+    near(ANSWERS).into_iter().for_each(|near| assert_refused(bed.pod(OTHER), near));
     into_near(&format!(
         "{{from: [{{ipBlock: {{cidr: 0.0.0.0/0, except: [{ipv4}/32]}}}}, \
          {{ipBlock: {{cidr: \"::/0\", except: [\"{ipv6}/128\"]}}}}]}}"
     ));
-    node_ports.map(|server| assert_refused(&bed.client, server));
-    near(ANSWERS).map(|near| assert_eq!(ask(bed.pod(OTHER), near).name, NEAR.name));
+    node_ports.into_iter().for_each(|server| assert_refused(&bed.client, server));
+    near(ANSWERS).into_iter().for_each(|near| assert_eq!(ask(bed.pod(OTHER), near).name, NEAR.name));
 }
 
 #[test]
@@ -147,12 +147,12 @@ fn egress_is_judged_behind_services() {
         bed.apply("policies.yaml", &policy("out-of-guest", GUEST.name, &rules));
     };
     out_of_guest("{podSelector: {matchLabels: {app: far}}}");
-    services.map(|server| assert_eq!(ask(bed.pod(GUEST), server).name, FAR.name));
+    services.into_iter().for_each(|server| assert_eq!(ask(bed.pod(GUEST), server).name, FAR.name));
     assert_refused(bed.pod(GUEST), SocketAddr::new(TO_NEAR.addresses()[0], HTTP));
     // The address of a Service is nobody's.
     let [ipv4, ipv6] = TO_FAR.addresses();
     out_of_guest(&format!("{{ipBlock: {{cidr: {ipv4}/32}}}}, {{ipBlock: {{cidr: \"{ipv6}/128\"}}}}"));
-    services.map(|server| assert_refused(bed.pod(GUEST), server));
+    services.into_iter().for_each(|server| assert_refused(bed.pod(GUEST), server));
 }
 
 #[test]
@@ -178,17 +178,17 @@ fn cluster_policies_come_before_and_after_network_policies() {
 
     // Admin denies what a NetworkPolicy allows, and accepts what one denies.
     bed.apply("policies.yaml", &(from_other.clone() + &about_near("Admin", "Deny")));
-    near.map(|near| assert_refused(bed.pod(OTHER), near));
+    near.into_iter().for_each(|near| assert_refused(bed.pod(OTHER), near));
     bed.apply("policies.yaml", &(nobody + &about_near("Admin", "Accept")));
-    near.map(|near| assert_eq!(ask(bed.pod(OTHER), near).name, NEAR.name));
-    near.map(|near| assert_refused(bed.pod(GUEST), near));
+    near.into_iter().for_each(|near| assert_eq!(ask(bed.pod(OTHER), near).name, NEAR.name));
+    near.into_iter().for_each(|near| assert_refused(bed.pod(GUEST), near));
     // Baseline is asked where no NetworkPolicy is about the pod.
     bed.apply("policies.yaml", &about_near("Baseline", "Deny"));
-    near.map(|near| assert_refused(bed.pod(OTHER), near));
-    near.map(|near| assert_eq!(ask(bed.pod(FAR), near).name, NEAR.name));
+    near.into_iter().for_each(|near| assert_refused(bed.pod(OTHER), near));
+    near.into_iter().for_each(|near| assert_eq!(ask(bed.pod(FAR), near).name, NEAR.name));
     bed.apply("policies.yaml", &(from_other + &about_near("Baseline", "Deny")));
-    near.map(|near| assert_eq!(ask(bed.pod(OTHER), near).name, NEAR.name));
-    near.map(|near| assert_refused(bed.pod(FAR), near));
+    near.into_iter().for_each(|near| assert_eq!(ask(bed.pod(OTHER), near).name, NEAR.name));
+    near.into_iter().for_each(|near| assert_refused(bed.pod(FAR), near));
 }
 
 #[test]
