@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use etherparse::{SlicedPacket, TransportSlice};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use wirelane_control::compile::Settings;
@@ -18,20 +17,18 @@ use wirelane_dataplane::engine::Engine;
 use wirelane_dataplane::io::frame::FramePool;
 use wirelane_dataplane::io::memory::MemoryPort;
 use wirelane_dataplane::tables::build::PortConfig;
-use wirelane_dataplane::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_PORT};
-use wirelane_dataplane::wire::Addr;
+use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::worker::{Worker, WorkerConfig};
 
-use super::model::{Connection, Verdict};
+use super::model::Connection;
+use super::packets::{allows, attachment, frame_of, is_reset, pod_ports, port_of};
 use super::random;
-use super::world::{Change, NAMESPACES, PLACES, PODS, Pod, World, addresses};
+use super::world::{Change, NAMESPACES, PODS, World};
 use crate::check;
-use crate::cluster::{GATEWAY_MAC, UPLINK_MAC, neighbour_mac, pod_mac};
 use crate::manifests::Manifests;
 use crate::node::Control;
-use crate::packet::{Packet, tcp, udp};
 use crate::random::Random;
-use crate::scene::{self, ends, settings, tunnelled};
+use crate::scene::{self, ends, settings};
 
 const WORKERS: usize = 2;
 /// Packets that a worker gets at once.
@@ -204,35 +201,6 @@ impl<'a> Cluster<'a> {
     }
 }
 
-/// The port of a pod, whenever it has one.
-fn port_of(ns: &str, name: &str) -> PortId {
-    let at = |all: &[&str], one| all.iter().position(|other| *other == one).expect("one of them");
-    FIRST_POD_PORT + (at(&NAMESPACES, ns) * PODS.len() + at(&PODS, name)) as PortId
-}
-
-/// A pod's port, if it is to have one.
-fn attachment(change: &Change) -> Option<PortConfig> {
-    let Change::Pod(ns, name, Some(pod)) = change else { return None };
-    (pod.has_address() && PLACES[pod.place].0 == 1).then(|| PortConfig {
-        kind: PortKind::Pod,
-        name: format!("{ns}/{name}"),
-        mac: GATEWAY_MAC,
-        peer_mac: pod_mac(port_of(ns, name)),
-        mtu: scene::POD_MTU,
-        addresses: addresses(pod.place).map(Addr::from).to_vec(),
-    })
-}
-
-/// Whether a world lets a packet through here: no pod, no packet.
-fn allows(world: &World, connection: &Connection) -> bool {
-    let is_here =
-        |end| PLACES.iter().enumerate().any(|(n, place)| place.0 == 1 && addresses(n).contains(&end));
-    let is_someone = |end| !is_here(end) || world.pod_at(end).is_some();
-    is_someone(connection.src)
-        && is_someone(connection.dst)
-        && matches!(world.verdict(1, connection), Verdict::Passes { .. })
-}
-
 /// A worker, and what it gets.
 struct Traffic<'a> {
     worker: Worker<MemoryPort, Engine>,
@@ -248,8 +216,7 @@ impl<'a> Traffic<'a> {
         let engine = Engine::new(control.shared.clone(), number);
         let pool = FramePool::in_memory(512, 2048).expect("memory");
         let mut worker = Worker::new(WorkerConfig::new(number), engine, pool).expect("an event descriptor");
-        let last = FIRST_POD_PORT + (NAMESPACES.len() * PODS.len()) as PortId;
-        let ports: Vec<PortId> = [UPLINK_PORT, HOST_PORT].into_iter().chain(FIRST_POD_PORT..last).collect();
+        let ports: Vec<PortId> = [UPLINK_PORT, HOST_PORT].into_iter().chain(pod_ports()).collect();
         for port in &ports {
             worker.add_port(*port, MemoryPort::default()).expect("room for ports");
         }
@@ -341,47 +308,4 @@ impl<'a> Traffic<'a> {
         }
         sent
     }
-}
-
-/// A packet, and by which port it comes: that of the pod which has the source's address, the tunnel of the other node, or the
-/// wire. None comes from this node itself, nor from addresses that nobody has.
-fn frame_of(
-    world: &World,
-    source: SocketAddr,
-    (from, to): (SocketAddr, SocketAddr),
-    connection: &Connection,
-    is_first: bool,
-) -> Option<(PortId, Vec<u8>)> {
-    let kind: Packet = match connection.protocol {
-        "TCP" if is_first => tcp().syn(),
-        "TCP" => tcp(),
-        _ => udp().payload(b"?"),
-    };
-    let packet = kind.ends(from, to);
-    let place = (0..PLACES.len()).find(|place| addresses(*place).contains(&source.ip()));
-    match place.map(|place| PLACES[place].0) {
-        Some(1) => {
-            let holder = world.pods.iter().find(|(_, pod)| is_at(pod, source));
-            let ((ns, name), _) = holder?;
-            let port = port_of(ns, name);
-            Some((port, packet.link(pod_mac(port), GATEWAY_MAC).bytes()))
-        }
-        Some(_) => Some((UPLINK_PORT, tunnelled(2, 1, packet))),
-        None if is_of_node(source) => None,
-        None => Some((UPLINK_PORT, packet.link(neighbour_mac(254), UPLINK_MAC).bytes())),
-    }
-}
-
-fn is_reset(frame: &[u8]) -> bool {
-    let sliced = SlicedPacket::from_ethernet(frame).ok();
-    matches!(sliced.and_then(|packet| packet.transport), Some(TransportSlice::Tcp(tcp)) if tcp.rst())
-}
-
-fn is_at(pod: &Pod, end: SocketAddr) -> bool {
-    pod.has_address() && addresses(pod.place).contains(&end.ip())
-}
-
-/// Whether it is this node's own address, or the other's.
-fn is_of_node(end: SocketAddr) -> bool {
-    super::world::OTHERS[..3].iter().any(|(v4, v6)| [*v4, *v6].contains(&end.ip().to_string().as_str()))
 }

@@ -2,6 +2,8 @@
 //! against a naive model ([`wirelane_tests::verdicts`]), verdicts, rules and explanations. Each cluster comes at once, and then
 //! changes object by object.
 
+mod packets;
+
 use std::cell::Cell;
 
 use proptest::collection::vec;
@@ -29,26 +31,28 @@ const EXPLAINED: usize = 3;
 
 #[test]
 fn random_clusters() {
-    // Those that have failed once are tried first.
+    let seen = Seen::default();
+    let cases = (world(), vec(change(), 0..=CHANGES), vec(connection(), CONNECTIONS));
+    check(CLUSTERS, cases, |(world, changes, connections)| compare(world, changes, &connections, &seen));
+    println!("{seen:?}");
+    for one in [&seen.passed, &seen.accepted, &seen.denied, &seen.isolated, &seen.audited] {
+        assert!(one.get() > 5_000, "each outcome is met often: {seen:?}");
+    }
+}
+
+/// So many random cases, after those that have failed once.
+fn check<S: Strategy>(cases: u32, strategy: S, compare: impl Fn(S::Value) -> Result<(), String>) {
     let seeds =
         FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds/verdicts.txt"));
     let config = ProptestConfig {
-        cases: CLUSTERS,
+        cases,
         failure_persistence: Some(Box::new(seeds)),
         max_shrink_iters: 2_000,
         ..ProptestConfig::default()
     };
-    let seen = Seen::default();
-    let cases = (world(), vec(change(), 0..=CHANGES), vec(connection(), CONNECTIONS));
-    let result = TestRunner::new(config).run(&cases, |(world, changes, connections)| {
-        compare(world, changes, &connections, &seen).map_err(TestCaseError::fail)
-    });
+    let result = TestRunner::new(config).run(&strategy, |case| compare(case).map_err(TestCaseError::fail));
     if let Err(error) = result {
         panic!("{error}");
-    }
-    println!("{seen:?}");
-    for one in [&seen.passed, &seen.accepted, &seen.denied, &seen.isolated, &seen.audited] {
-        assert!(one.get() > 5_000, "each outcome is met often: {seen:?}");
     }
 }
 
