@@ -15,8 +15,8 @@ use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::tables::build::{Builder, PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::objects::{
-    Backend, Frontend, FrontendKind, LocalNode, Node, Object, Pod, Policy, PortRange, Rule, Service,
-    ServicePort, vtep_mac_of,
+    Backend, Frontend, FrontendKind, LocalNode, Node, Object, Pod, Policy, PortRange, Rule, Selection,
+    Service, ServicePort, vtep_mac_of,
 };
 use wirelane_dataplane::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_PORT};
 use wirelane_dataplane::wire::ethernet::{GATEWAY_MAC, Mac};
@@ -404,6 +404,8 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
             pod_cidrs: vec![shape.family.prefix([10, 2])],
             vtep_mac: vtep_mac_of(Addr::v4(OTHER_NODE)),
         }),
+        selection(CLIENT),
+        selection(SERVER),
         policy("bench/clients", CLIENT, false, SERVER),
         policy("bench/backends", SERVER, true, CLIENT),
     ];
@@ -424,22 +426,29 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
 /// Isolates `subject` in one direction, and lets it speak with `peer` on the backends' port.
 fn policy(name: &str, subject: u32, ingress: bool, peer: u32) -> Object {
     let rules = vec![Rule {
-        index: 0,
-        subjects: Vec::new(),
-        any_peer: false,
-        peer_identities: vec![peer],
-        peer_blocks: Vec::new(),
+        peer_selections: vec![selected(peer)],
         ports: vec![PortRange { proto: proto::TCP, first: BACKEND_PORT, last: BACKEND_PORT }],
+        ..Rule::default()
     }];
     let (in_rules, out_rules) = if ingress { (rules, Vec::new()) } else { (Vec::new(), rules) };
     Object::Policy(Policy {
         name: name.into(),
-        subjects: vec![subject],
+        subjects: vec![selected(subject)],
         isolates_ingress: ingress,
         isolates_egress: !ingress,
         ingress: in_rules,
         egress: out_rules,
+        ..Policy::default()
     })
+}
+
+fn selection(identity: u32) -> Object {
+    Object::Selection(Selection { name: selected(identity), identities: vec![identity] })
+}
+
+/// The name of the selection of this identity alone.
+fn selected(identity: u32) -> String {
+    format!("pods identity={identity}")
 }
 
 fn service(shape: Shape, topology: Topology, service: u32, node: &str) -> Object {

@@ -107,6 +107,24 @@ async fn an_invalid_object_is_named_and_nothing_of_its_transaction_applied() {
 }
 
 #[tokio::test]
+async fn a_policy_is_not_left_without_its_selections() {
+    let node = Node::start();
+    let mut client = node.client().await;
+    let without = |object: &v1::Object| !matches!(object.object, Some(Kind::Selection(_)));
+    let missing = cluster().into_iter().filter(without).collect();
+    let error = client.apply_one(transaction(0, missing)).await.error.unwrap();
+    assert_eq!((error.code(), error.field.as_str()), (Refusal::InvalidObject, "subjects[0]"));
+    assert_eq!(error.object.unwrap().name, "shop/db-from-nobody");
+    let base = client.apply_one(transaction(0, cluster())).await.revision;
+    let selection = v1::ObjectRef { kind: v1::Kind::Selection.into(), name: DATABASES.into() };
+    let deletes = vec![selection.clone()];
+    let ack = client.apply_one(v1::Transaction { base, upserts: vec![], deletes }).await;
+    let error = ack.error.unwrap();
+    assert_eq!((error.code(), error.object), (Refusal::InvalidObject, Some(selection)));
+    assert_eq!((ack.revision, client.snapshot_all().await.1.len()), (base, cluster().len()));
+}
+
+#[tokio::test]
 async fn objects_go_when_they_are_deleted() {
     let node = Node::start();
     let mut client = node.client().await;
@@ -519,6 +537,9 @@ impl Client {
     }
 }
 
+/// A selection.
+const DATABASES: &str = "pods app=db of namespace shop";
+
 fn transaction(base: u64, upserts: Vec<v1::Object>) -> v1::Transaction {
     v1::Transaction { base, upserts, deletes: vec![] }
 }
@@ -546,14 +567,14 @@ fn cluster() -> Vec<v1::Object> {
         id: 2,
         namespace: "shop".into(),
         labels: HashMap::from([("app".into(), "db".into())]),
-        named_ports: vec![],
+        ..v1::Identity::default()
     };
-    let selection = v1::Selection { name: "pods app=db of namespace shop".into(), identities: vec![2] };
+    let selection = v1::Selection { name: DATABASES.into(), identities: vec![2] };
     let policy = v1::Policy {
         namespace: "shop".into(),
         name: "db-from-nobody".into(),
         tier: v1::Tier::NetworkPolicy.into(),
-        subjects: vec![selection.name.clone()],
+        subjects: vec![DATABASES.into()],
         isolates_ingress: true,
         ..v1::Policy::default()
     };
@@ -561,14 +582,9 @@ fn cluster() -> Vec<v1::Object> {
     if let Some(Kind::Pod(db)) = &mut db.object {
         db.identity = 2;
     }
-    let rest = [
-        Kind::LocalNode(local),
-        Kind::Node(other),
-        Kind::Identity(identity),
-        Kind::Selection(selection),
-        Kind::Policy(policy),
-    ];
-    let mut objects: Vec<_> = rest.into_iter().map(|kind| v1::Object { object: Some(kind) }).collect();
+    let selected = [Kind::Identity(identity), Kind::Selection(selection), Kind::Policy(policy)];
+    let rest = [Kind::LocalNode(local), Kind::Node(other)].into_iter().chain(selected);
+    let mut objects: Vec<_> = rest.map(|kind| v1::Object { object: Some(kind) }).collect();
     objects.extend([pod("web-1", [10, 244, 1, 5]), db, service(&[[10, 244, 1, 5]])]);
     objects
 }

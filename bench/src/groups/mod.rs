@@ -10,6 +10,7 @@ pub mod lifecycle;
 pub mod limit;
 pub mod mixed;
 pub mod new_flow;
+mod policies;
 pub mod policy;
 pub mod reply;
 pub mod scale;
@@ -43,6 +44,7 @@ pub const GROUPS: &[Group] = &[
     allocations::GROUP,
     scale::GROUP,
     policy::GROUP,
+    policies::GROUP,
     veth::GROUP,
     idle::GROUP,
     tables::GROUP,

@@ -10,7 +10,9 @@ use wirelane_dataplane::stages::policy::{Ends, judge};
 use wirelane_dataplane::tables::Tables;
 use wirelane_dataplane::tables::build::Builder;
 use wirelane_dataplane::tables::neighbours::Neighbours;
-use wirelane_dataplane::tables::objects::{IpBlock, LocalNode, Object, Pod, Policy, PortRange, Rule};
+use wirelane_dataplane::tables::objects::{
+    IpBlock, LocalNode, Object, Pod, Policy, PortRange, Rule, Selection,
+};
 use wirelane_dataplane::wire::{Addr, proto};
 
 use crate::groups::Group;
@@ -79,14 +81,16 @@ impl Judged {
             }),
             Object::Policy(Policy {
                 name: "bench/subject".into(),
-                subjects: vec![1],
+                subjects: vec!["the subject".into()],
                 isolates_ingress: true,
-                isolates_egress: false,
                 ingress: rules.clone(),
-                egress: Vec::new(),
+                ..Policy::default()
             }),
+            selection("the subject".into(), 1),
             pod("bench/subject".into(), subject(), 1),
         ];
+        let named = rules.iter().flat_map(|rule| rule.peer_selections.iter().map(move |name| (name, rule.index)));
+        objects.extend(named.map(|(name, n)| selection(name.clone(), FIRST_PEER + n)));
         let identity = |n| FIRST_PEER + n % rules.len() as u32;
         objects.extend((0..PODS).map(|n| pod(format!("bench/peer-{n}"), peer(n), identity(n))));
         let mut builder = Builder::starting_at(0);
@@ -107,7 +111,9 @@ impl Judged {
         let tables: &Tables = black_box(&self.tables);
         for batch in asked.chunks(BATCH) {
             batch.iter().for_each(|ends| tables.prefetch_ends(&ends.src, &ends.dst));
-            batch.iter().for_each(|ends| tables.prefetch_policies(&ends.src, &ends.dst));
+            batch.iter().for_each(|ends| {
+                tables.prefetch_policies(&ends.src, &ends.dst, ends.proto, ends.port);
+            });
             verdicts.extend(batch.iter().map(|ends| judge(ends, tables).is_ok()));
         }
         let cycles = cycles().wrapping_sub(start);
@@ -124,14 +130,14 @@ impl Judged {
         let any_pod = random.below(u64::from(PODS)) as u32;
         let any_port = random.below(65_536) as u16;
         let hit = random.below(2) == 0;
-        let (src, port) = match (hit, rule.peer_blocks.first(), rule.peer_identities.first()) {
+        let (src, port) = match (hit, rule.peer_blocks.first(), rule.peer_selections.first()) {
             (false, ..) => (peer(any_pod), any_port),
             // The hole is elsewhere.
             (true, Some(block), _) => (Addr::from(block.cidr.network()), rule.ports[0].first),
-            (true, _, Some(identity)) => {
+            (true, _, Some(_)) => {
                 let rules = self.rules.len() as u32;
                 // One of the pods that have it.
-                let pod = any_pod - any_pod % rules + (identity - FIRST_PEER);
+                let pod = any_pod - any_pod % rules + rule.index;
                 (peer(if pod < PODS { pod } else { pod - rules }), rule.ports[0].last)
             }
             (true, None, None) => (peer(any_pod), rule.ports[0].first),
@@ -145,21 +151,14 @@ impl Judged {
         self.rules.iter().any(|rule| {
             rule.ports.iter().any(|range| (range.first..=range.last).contains(&ends.port))
                 && (rule.any_peer
-                    || rule.peer_identities.contains(&identity)
+                    || (!rule.peer_selections.is_empty() && identity == FIRST_PEER + rule.index)
                     || rule.peer_blocks.iter().any(|block| block.contains(address)))
         })
     }
 }
 
 fn rule(n: u32, random: &mut Random) -> Rule {
-    let mut rule = Rule {
-        index: n,
-        subjects: Vec::new(),
-        any_peer: false,
-        peer_identities: Vec::new(),
-        peer_blocks: Vec::new(),
-        ports: Vec::new(),
-    };
+    let mut rule = Rule { index: n, ..Rule::default() };
     match n % 20 {
         7 => rule.any_peer = true,
         3 | 9 | 15 => {
@@ -169,12 +168,16 @@ fn rule(n: u32, random: &mut Random) -> Rule {
                 except: vec![IpNet::new([100 + a, b, c, 64].into(), 28).expect("a length")],
             });
         }
-        _ => rule.peer_identities.push(FIRST_PEER + n),
+        _ => rule.peer_selections.push(format!("pods peer={n}")),
     }
     let first = random.below(65_000) as u16;
     let more = if n.is_multiple_of(3) { random.below(500) as u16 } else { 0 };
     rule.ports.push(PortRange { proto: proto::TCP, first, last: first + more });
     rule
+}
+
+fn selection(name: String, identity: u32) -> Object {
+    Object::Selection(Selection { name, identities: vec![identity] })
 }
 
 fn subject() -> Addr {

@@ -70,7 +70,7 @@ fn backend_of<F: Family>(table: &FlowTable<F>, flow: FlowRef) -> Option<(Id, Add
 }
 
 fn unsettle_in<F: Family>(table: &FlowTable<F>, records: Range<usize>, tables: &Tables, ends: &mut Vec<Key>) {
-    let since = tables.flows_valid_since;
+    let since = tables.flows_changed_in;
     table.for_each_in(records, |flow| {
         let (original, reply) = (table.line(flow), table.line(flow.reversed()));
         match tables.fate(&original.key(), original.tail().ids()) {

@@ -269,6 +269,8 @@ fn services_lead_to_their_backends_before_anybody_is_judged() {
     // And so is this node seen, wherever it speaks from.
     assert_eq!(way("192.0.2.11", DB, 5432, TCP).seen_as, Some(addr("10.244.1.1")));
     assert_eq!(way("192.0.2.12", WEB, 80, TCP).seen_as, Some(addr("10.244.2.1")));
+    let from_node = way("192.0.2.12", "192.0.2.11", 30306, TCP);
+    assert_eq!((from_node.ends.dst, from_node.note), (addr("10.244.2.7"), None));
     // What another node's node port leads to is that node's to say.
     let there = way(API, "192.0.2.12", 30306, TCP);
     assert!(there.note.unwrap().contains("shop/db:sql"));

@@ -300,11 +300,13 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// Pods' connections are translated by their own node, and others' by the node that they come to.
+    /// Pods' and nodes' connections are translated by their own node, but those to the address of another node by that one,
+    /// as all that comes from outside the cluster.
     fn entry(&self, source: &Place, destination: &Place) -> Entry {
         let here = self.tables.local.as_ref().map_or("", |local| &local.name);
         let (node, origin) = match (&source.who, &destination.who) {
             (Who::Pod(pod), _) => (&*pod.node, Origin::Pod),
+            (Who::Node(from), Who::Node(to)) if from != to => (&**to, Origin::Outside),
             (Who::Node(node), _) => (&**node, Origin::Host),
             (Who::Outside, Who::Node(node)) => (&**node, Origin::Outside),
             (Who::Outside, _) => (here, Origin::Outside),

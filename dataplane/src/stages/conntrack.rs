@@ -316,7 +316,7 @@ fn note_fin<F: Family>(flow: FlowRef, table: &FlowTable<F>) {
     }
 }
 
-/// Judges and routes one direction of a flow by the tables of now.
+/// Judges and routes one direction of a flow by the tables of now, unless what has changed since is nothing to it.
 ///
 /// # Errors
 /// Why it may not or cannot go on. A flow that policy denies goes no further while it does.
@@ -332,6 +332,14 @@ fn revalidate<F: Family>(
     let to = table.line(original).rewrite().to;
     let ids = table.line(original).tail().ids();
     let through_service = ids != (0, 0);
+    // Of what is handed on as it is, the destination says nothing.
+    let is_handed_on = through_service && flow.direction() == 0 && to == first;
+    let tail = table.line(flow).tail();
+    let (next, revision) = tail.hop();
+    if next.bits() != 0 && !is_handed_on && cx.tables.stands(revision, &first.src, &to.dst) {
+        tail.renew(next, revision, cx.tables.revision as u32);
+        return Ok(());
+    }
     match cx.tables.fate(&first, ids) {
         Fate::GoesOn => {}
         // Replies that are under way still arrive: only who speaks to a backend can be heard by another.
@@ -367,8 +375,6 @@ fn revalidate<F: Family>(
         return Err(if is_told { Halt::Cut } else { Halt::Drop(DropReason::PolicyCut) });
     }
     let line = table.line(flow);
-    // Of what is handed on as it is, the destination says nothing.
-    let is_handed_on = through_service && flow.direction() == 0 && to == first;
     let backend = is_handed_on.then(|| cx.tables.services.backend_address(ids.1)).flatten();
     let next = hop::towards(&backend.unwrap_or(line.rewrite().to.dst), cx).map_err(Halt::Drop)?;
     line.tail().set_hop(next, cx.tables.revision as u32);

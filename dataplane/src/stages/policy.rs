@@ -1,5 +1,8 @@
 //! policy: the first packet of a flow is judged at both ends and, if allowed, its flow is committed.
 
+#[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
+mod tests;
+
 use crate::batch::{Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::conntrack::Halt;

@@ -158,7 +158,7 @@ impl Builder {
             std::mem::take(&mut self.changed);
         let mut next = self.current.clone();
         next.revision += 1;
-        let (mut local, mut nodes, mut judgements) = (false, false, false);
+        let (mut local, mut nodes) = (false, false);
         for (key, old) in &changed {
             let versions = [old.as_deref(), self.objects.get(key).map(AsRef::as_ref)];
             match key {
@@ -172,7 +172,6 @@ impl Builder {
                     for address in has.iter().filter(|address| !had.contains(address)) {
                         self.standings.claim(*address, &mut next.services, &mut self.names);
                     }
-                    judgements = true;
                 }
                 ObjectKey::Service(_) => {
                     let [old, new] = versions.map(|object| object?.service());
@@ -213,14 +212,19 @@ impl Builder {
         for (identity, is_here) in self.pods.take_moved() {
             self.rulebook.change_local(identity, is_here);
         }
-        judgements |= self.rulebook.build(&mut next.policies);
+        let judged_otherwise = self.rulebook.build(&mut next.policies, |identity| self.pods.has_kept(identity));
+        let revision = next.revision as u32;
+        for address in self.pods.take_changed(&judged_otherwise) {
+            next.changes.note(&address, revision);
+            next.flows_valid_since = revision;
+        }
         let uplink_mac = |tables: &Tables| tables.port(UPLINK_PORT).map(|port| port.mac);
         if local || nodes || uplink || uplink_mac(&next) != uplink_mac(&self.current) {
             self.build_nodes(&mut next, neighbours);
             next.routes = Arc::new(self.routes(&next));
         }
-        if local || nodes || uplink || ports || judgements {
-            next.flows_valid_since = next.revision as u32;
+        if local || nodes || uplink || ports {
+            (next.flows_valid_since, next.flows_changed_in) = (revision, revision);
         }
         if std::mem::take(&mut self.standings.unsettled) {
             next.flows_unsettled_in = next.revision;

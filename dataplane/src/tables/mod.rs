@@ -4,6 +4,7 @@
 pub mod affinity;
 pub mod backends;
 pub mod build;
+pub mod changes;
 pub mod flows;
 pub mod fragments;
 pub mod maglev;
@@ -24,6 +25,7 @@ use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
+use changes::Changes;
 use map::Map;
 use node_index::NodeIndex;
 use objects::LocalNode;
@@ -48,9 +50,14 @@ pub struct Tables {
     pub revision: u64,
     /// The last revision that a transaction made.
     pub objects_revision: u64,
-    /// A flow compiled under an earlier revision has to be judged and routed anew: the last revision that
-    /// changed policies, identities, routes or ports. Truncated like the revisions in flows.
+    /// A flow judged under an earlier revision has to be looked at again: the last revision that changed
+    /// anything that flows may depend on, for all or for those of some addresses. Truncated like the revisions in flows.
     pub flows_valid_since: u32,
+    /// One judged before this has to be judged and routed anew whatever its addresses: the last revision that
+    /// changed routes, nodes or ports. Truncated, too.
+    pub flows_changed_in: u32,
+    /// The same for the flows of some addresses: the revisions that changed what is there, or its policies.
+    pub changes: Changes,
     /// The last revision in which a backend ceased to serve, or to be there: flows to it may have to end.
     pub flows_unsettled_in: u64,
     /// This node; `None` before the control process has said anything.
@@ -238,6 +245,14 @@ impl Tables {
     #[inline]
     pub fn identity(&self, addr: &Addr) -> u32 {
         self.pods.get(addr).map_or(0, |pod| pod.identity)
+    }
+
+    /// Whether a flow between these ends, judged and routed in this revision, would be so again.
+    #[inline]
+    pub fn stands(&self, revision: u32, src: &Addr, dst: &Addr) -> bool {
+        (revision.wrapping_sub(self.flows_changed_in) as i32) >= 0
+            && !self.changes.concern(src, revision)
+            && !self.changes.concern(dst, revision)
     }
 
     /// Asks for the memory that judging a connection between these ends will read: first of the pods...

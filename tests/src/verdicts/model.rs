@@ -34,7 +34,7 @@ pub enum Direction {
     Egress,
 }
 
-/// What one end's policies say. Rules are named as in "x/p1 ingress\[0]".
+/// What one end's policies say. Rules are named as in "x/p1 ingress\[0]" and "c1 (Admin) egress\[2]".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// No tier has decided.
@@ -124,7 +124,7 @@ impl About<'_> {
     fn cluster_policies(&self, tier: &str, asked: Asked) -> Option<Decision> {
         let all = self.world.cluster_policies.iter();
         let mut policies: Vec<(&String, &ClusterPolicy)> = all
-            .filter(|(_, one)| one.tier == tier && (!one.audit || asked == Asked::All))
+            .filter(|(_, one)| one.tier == tier && (one.audit != Some(true) || asked == Asked::All))
             .filter(|(_, one)| self.is_pod_of(&one.subject, self.namespace, self.pod))
             .collect();
         policies.sort_by_key(|(name, policy)| (policy.priority, *name));
@@ -144,7 +144,7 @@ impl About<'_> {
                 if !is_unknown && !self.is_matched_by(rule) {
                     continue;
                 }
-                let by = self.rule_name(name, index);
+                let by = self.rule_name(&format!("{name} ({tier})"), index);
                 match action {
                     "Accept" => return Some(Decision::Allowed(by)),
                     "Deny" => return Some(Decision::Denied(Some(by))),
@@ -198,8 +198,8 @@ impl About<'_> {
         let mut is_isolated = false;
         let mut allowed_by = None;
         for ((namespace, name), policy) in &self.world.policies {
-            let is_tried_out =
-                policy.audit || self.world.namespaces.get(namespace).is_some_and(|one| one.audit);
+            let of_namespace = self.world.namespaces.get(namespace).and_then(|one| one.audit);
+            let is_tried_out = policy.audit.or(of_namespace) == Some(true);
             if *namespace != self.namespace || is_tried_out && asked == Asked::Real {
                 continue;
             }

@@ -60,7 +60,7 @@ pub struct Namespace {
     /// Its labels, but for the one that its name makes.
     pub labels: Labels,
     /// Whether its policies are only tried out.
-    pub audit: bool,
+    pub audit: Option<bool>,
 }
 
 /// A pod.
@@ -98,8 +98,8 @@ pub struct NetworkPolicy {
     pub ingress: Option<Vec<Rule>>,
     /// `egress`.
     pub egress: Option<Vec<Rule>>,
-    /// Whether it is only tried out.
-    pub audit: bool,
+    /// Whether it is only tried out; `None`: as its namespace says.
+    pub audit: Option<bool>,
 }
 
 /// A rule of a NetworkPolicy.
@@ -152,7 +152,7 @@ pub struct ClusterPolicy {
     /// Rules.
     pub egress: Vec<ClusterRule>,
     /// Whether it is only tried out.
-    pub audit: bool,
+    pub audit: Option<bool>,
 }
 
 /// A rule of a ClusterNetworkPolicy.

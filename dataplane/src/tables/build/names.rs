@@ -31,6 +31,8 @@ impl Names {
     /// The number of a name, given to it now if it has none.
     pub fn id(&mut self, name: &str) -> Id {
         if let Some(id) = self.ids.get(name) {
+            // It may have gone, and is back.
+            self.retired.remove(id);
             return *id;
         }
         // FNV-1a, folded. Of a million names some hundred share theirs, and get the next one that is free.
@@ -69,11 +71,6 @@ impl Names {
                 self.forget(id);
             }
         }
-    }
-
-    /// What has gone is back.
-    pub fn revive(&mut self, id: Id) {
-        self.retired.remove(&id);
     }
 
     /// The name of a number.

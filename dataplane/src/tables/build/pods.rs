@@ -29,10 +29,16 @@ pub(super) struct Pods {
     stale: Vec<Addr>,
     /// Whether the ports have to be compiled anew.
     stale_ports: bool,
-    /// How many addresses of this node's pods have an identity.
-    here: HashMap<u32, usize>,
-    /// Identities that have come to this node, or have left it.
+    /// How many addresses have an identity.
+    everywhere: HashMap<u32, usize>,
+    /// This node's addresses that have it.
+    here: HashMap<u32, BTreeSet<Addr>>,
+    /// Since the last build: identities that nobody had before...
+    arrived: HashSet<u32>,
+    /// ...or that have come to this node, or have left it...
     moved: BTreeSet<u32>,
+    /// ...and addresses at which something is other than it was.
+    changed: Vec<Addr>,
 }
 
 impl Pods {
@@ -99,11 +105,25 @@ impl Pods {
         }
     }
 
-    /// Identities of which this node's pods had none before, or have none any more, since this was asked last; and
-    /// whether they are here now.
+    /// Identities that this node's pods did not have before, or do not have any more, since this was asked last; and
+    /// whether they have them now.
     pub fn take_moved(&mut self) -> impl Iterator<Item = (u32, bool)> {
         let moved = std::mem::take(&mut self.moved);
         moved.into_iter().map(|identity| (identity, self.here.contains_key(&identity)))
+    }
+
+    /// Whether an address may have had this identity before the last build, and still have it.
+    pub fn has_kept(&self, identity: u32) -> bool {
+        self.everywhere.contains_key(&identity) && !self.arrived.contains(&identity)
+    }
+
+    /// Addresses at which something has changed with the last build, and those of this node that have one of these
+    /// identities.
+    pub fn take_changed(&mut self, identities: &BTreeSet<u32>) -> Vec<Addr> {
+        self.arrived.clear();
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.extend(identities.iter().filter_map(|identity| self.here.get(identity)).flatten());
+        changed
     }
 
     fn resolve(
@@ -131,27 +151,44 @@ impl Pods {
             Some(at) => pods.insert(address, at),
             None => pods.remove(&address),
         };
-        self.count(before, at);
+        self.changed.push(address);
+        self.count(address, before, at);
     }
 
-    /// An address of this identity has come here, or gone.
-    fn count(&mut self, before: Option<PodAt>, now: Option<PodAt>) {
-        let local = |at: Option<PodAt>| at.filter(|at| at.local && at.identity != 0).map(|at| at.identity);
-        if let Some(identity) = local(now) {
-            let addresses = self.here.entry(identity).or_insert(0);
-            *addresses += 1;
-            if *addresses == 1 {
-                self.moved.insert(identity);
-            }
-        }
-        if let Some(identity) = local(before)
-            && let Some(addresses) = self.here.get_mut(&identity)
+    /// Something else is at an address now.
+    fn count(&mut self, address: Addr, before: Option<PodAt>, now: Option<PodAt>) {
+        let identity = |at: &PodAt| Some(at.identity).filter(|identity| *identity != 0);
+        // What was is counted off first: so an identity that only changes its address has nobody in between, and arrives.
+        if let Some(identity) = before.as_ref().and_then(identity)
+            && let Some(addresses) = self.everywhere.get_mut(&identity)
         {
             *addresses -= 1;
             if *addresses == 0 {
+                self.everywhere.remove(&identity);
+            }
+        }
+        if let Some(identity) = before.filter(|at| at.local).as_ref().and_then(identity)
+            && let Some(addresses) = self.here.get_mut(&identity)
+        {
+            addresses.remove(&address);
+            if addresses.is_empty() {
                 self.here.remove(&identity);
                 self.moved.insert(identity);
             }
+        }
+        if let Some(identity) = now.as_ref().and_then(identity) {
+            let addresses = self.everywhere.entry(identity).or_insert(0);
+            *addresses += 1;
+            if *addresses == 1 {
+                self.arrived.insert(identity);
+            }
+        }
+        if let Some(identity) = now.filter(|at| at.local).as_ref().and_then(identity) {
+            let addresses = self.here.entry(identity).or_default();
+            if addresses.is_empty() {
+                self.moved.insert(identity);
+            }
+            addresses.insert(address);
         }
     }
 }

@@ -10,7 +10,7 @@ mod tests;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::names::Names;
 use super::selections::{ProgramNumber, Selections};
@@ -116,18 +116,18 @@ impl Rulebook {
                 self.selections.policies_mut(*selection).remove(&rank);
                 self.selections.end_use(*selection);
             }
-            let rules = ends.iter().flat_map(|end| &end.rules);
-            for (id, selections) in rules {
+            let is_there_still: HashSet<Id> = new.iter().flat_map(Known::rules).map(|(id, _)| *id).collect();
+            for (id, selections) in ends.iter().flat_map(|end| &end.rules) {
                 selections.iter().for_each(|selection| self.selections.end_use(*selection));
-                names.retire(*id);
+                if !is_there_still.contains(id) {
+                    names.retire(*id);
+                }
             }
         }
         if let Some(known) = new {
             for selection in &known.subjects {
                 self.selections.policies_mut(*selection).insert(known.rank.clone());
             }
-            // What is there still, or again, has not gone.
-            known.ends.iter().flat_map(|end| &end.rules).for_each(|(id, _)| names.revive(*id));
             self.policies.insert(known.rank.2.clone(), known);
         }
     }
@@ -164,14 +164,16 @@ impl Rulebook {
         }
     }
 
-    /// Brings the programs up to date. Returns whether any has changed.
-    pub fn build(&mut self, policies: &mut Policies) -> bool {
-        let mut changed = BTreeSet::new();
+    /// Brings the programs up to date. Returns the identities here whose connections may be judged otherwise now, with
+    /// peers that are what they were: `has_kept` says of an identity whether such a peer can have it.
+    pub fn build(&mut self, policies: &mut Policies, has_kept: impl Fn(u32) -> bool) -> BTreeSet<u32> {
+        let (mut changed, mut judged_otherwise) = (BTreeSet::new(), BTreeSet::new());
         for subject in std::mem::take(&mut self.stale) {
             let asked = self.find_programs(subject);
             let before = self.subjects.remove(&subject).unwrap_or_default();
             if asked != before {
                 changed.insert(subject);
+                judged_otherwise.insert(subject.identity);
             }
             before.numbers().for_each(|number| self.release(number, subject));
             if asked != Asked::default() {
@@ -181,9 +183,10 @@ impl Rulebook {
         for (number, identity) in std::mem::take(&mut self.stale_entries) {
             let Some(compiled) = self.programs.get_mut(&number) else { continue };
             // The clone shares all but what is changed.
-            let program = Arc::make_mut(&mut compiled.program);
-            if compiled.source.update(program, identity, &self.selections) {
-                changed.extend(&compiled.users);
+            compiled.source.update(Arc::make_mut(&mut compiled.program), identity, &self.selections);
+            changed.extend(&compiled.users);
+            if has_kept(identity) {
+                judged_otherwise.extend(compiled.users.iter().map(|user| user.identity));
             }
         }
         for subject in &changed {
@@ -193,7 +196,7 @@ impl Rulebook {
             }
         }
         self.selections.tidy();
-        !changed.is_empty()
+        judged_otherwise
     }
 
     /// Judges one end of a connection, whether or not the subject has pods here.
@@ -229,9 +232,15 @@ impl Rulebook {
     }
 
     /// Identities of a selection that have pods here.
-    fn chosen_here(&self, selection: Selected) -> impl Iterator<Item = u32> {
+    fn chosen_here(&self, selection: Selected) -> Vec<u32> {
         let members = self.selections.members(selection);
-        self.local.iter().copied().filter(|identity| members.binary_search(identity).is_ok())
+        let is_chosen = |identity: &u32| members.binary_search(identity).is_ok();
+        // The shorter list is gone through.
+        if members.len() < self.local.len() {
+            members.iter().copied().filter(|identity| self.local.contains(identity)).collect()
+        } else {
+            self.local.iter().copied().filter(is_chosen).collect()
+        }
     }
 
     fn forget_verdicts(&mut self, identity: u32) {
@@ -377,6 +386,10 @@ impl Rulebook {
 }
 
 impl Known {
+    fn rules(&self) -> impl Iterator<Item = &(Id, Box<[Selected]>)> {
+        self.ends.iter().flat_map(|end| &end.rules)
+    }
+
     fn policy(&self) -> &Policy {
         self.object.policy().expect("it was made of one")
     }

@@ -242,12 +242,20 @@ impl Tail<'_> {
         self.hop.store(u64::from(hop.bits()) | u64::from(revision) << 32, Ordering::Relaxed);
     }
 
-    /// Has the next packet of the direction judged and routed anew, as flows are that were judged before `valid_since`;
-    /// until then nothing changes for it. For any thread. It gives way to the worker that carries the direction, if
-    /// that has decided anew this instant.
-    pub fn unsettle(&self, valid_since: u32) {
+    /// What was decided in one revision holds in another. Only for the worker that carries the direction; unless
+    /// somebody has unsettled it meanwhile.
+    pub fn renew(&self, hop: NextHop, decided_in: u32, holds_in: u32) {
+        let word = |revision: u32| u64::from(hop.bits()) | u64::from(revision) << 32;
+        let (old, new) = (word(decided_in), word(holds_in));
+        let _ = self.hop.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Has the next packet of the direction judged and routed anew, as flows are that were judged before `changed_in`
+    /// ([`Tables::flows_changed_in`](crate::tables::Tables::flows_changed_in)); until then nothing changes for it. For any
+    /// thread. It gives way to the worker that carries the direction, if that has decided anew this instant.
+    pub fn unsettle(&self, changed_in: u32) {
         let word = self.hop.load(Ordering::Relaxed);
-        let older = word & u64::from(u32::MAX) | u64::from(valid_since.wrapping_sub(1)) << 32;
+        let older = word & u64::from(u32::MAX) | u64::from(changed_in.wrapping_sub(1)) << 32;
         let _ = self.hop.compare_exchange(word, older, Ordering::Relaxed, Ordering::Relaxed);
     }
 

@@ -120,3 +120,74 @@ impl Direct {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tables::objects::Action;
+
+    fn found(order: u32) -> Match {
+        Match { order, rule: order + 1, action: Action::Accept }
+    }
+
+    /// Whether each port, and those where mistakes are made, has the first of the ranges that hold it.
+    fn check(ranges: &[(u32, u32, u32)], asked: &[u32]) -> Result<(), TestCaseError> {
+        let ports = Ports::new(ranges, found);
+        let ends = ranges.iter().flat_map(|(first, last, _)| [first.saturating_sub(1), *first, *last, last + 1]);
+        for port in asked.iter().copied().chain(ends).filter(|port| *port <= EVERY_PORT.1) {
+            let holding = ranges.iter().filter(|(first, last, _)| (*first..=*last).contains(&port));
+            let first = holding.map(|(_, _, order)| *order).min();
+            prop_assert_eq!(ports.find(port), first.map(found), "port {:#x}", port);
+        }
+        Ok(())
+    }
+
+    fn range() -> impl Strategy<Value = (u32, u32)> {
+        (6u8..8, any::<u16>(), 0u16..300)
+            .prop_map(|(proto, first, more)| (number(proto, first), number(proto, first.saturating_add(more))))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn ports_are_found_as_a_search_finds_them(
+            ranges in prop::collection::vec(range(), 0..200),
+            every_port in prop::option::of(0usize..200),
+            asked in prop::collection::vec((5u8..9, any::<u16>()).prop_map(|(proto, port)| number(proto, port)), 500),
+        ) {
+            let mut ranges: Vec<(u32, u32, u32)> =
+                (0..).zip(ranges).map(|(order, (first, last))| (first, last, order)).collect();
+            if let Some(at) = every_port.and_then(|n| ranges.get_mut(n)) {
+                (at.0, at.1) = EVERY_PORT;
+            }
+            check(&ranges, &asked)?;
+        }
+    }
+
+    #[test]
+    fn so_are_they_among_very_many() {
+        // Every third port of one protocol, some of another, and at last all ports of all.
+        let mut ranges: Vec<(u32, u32, u32)> =
+            (0..5000).map(|n| (number(6, n as u16 * 3), number(6, n as u16 * 3), n)).collect();
+        ranges.push((number(17, 50), number(17, 59), 5000));
+        let asked: Vec<u32> = (0..5000).map(|n| n * 0x1001 & EVERY_PORT.1).collect();
+        // A search through so many is slow: a part of them.
+        check_some(&ranges, &asked);
+        ranges.push((EVERY_PORT.0, EVERY_PORT.1, 5001));
+        check_some(&ranges, &asked);
+    }
+
+    fn check_some(ranges: &[(u32, u32, u32)], asked: &[u32]) {
+        let ports = Ports::new(ranges, found);
+        assert!(matches!(ports, Ports::Direct(_)));
+        let more = [number(6, 0), number(6, 14_997), number(6, 14_998), number(17, 50), number(17, 60), EVERY_PORT.1];
+        for port in asked.iter().copied().chain(more) {
+            let holding = ranges.iter().filter(|(first, last, _)| (*first..=*last).contains(&port));
+            let first = holding.map(|(_, _, order)| *order).min();
+            assert_eq!(ports.find(port), first.map(found), "port {port:#x}");
+        }
+    }
+}

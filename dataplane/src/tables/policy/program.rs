@@ -226,8 +226,8 @@ impl Source {
         self.has_names
     }
 
-    /// Compiles one identity's entry anew. Returns whether it is another now.
-    pub fn update(&mut self, program: &mut Program, identity: u32, cluster: &impl Cluster) -> bool {
+    /// Compiles one identity's entry anew.
+    pub fn update(&mut self, program: &mut Program, identity: u32, cluster: &impl Cluster) {
         let of = cluster.selections(identity).iter().copied();
         let selections: Vec<Selected> = of.filter(|selection| self.uses.contains_key(selection)).collect();
         // What identities have in common that have gone is not kept for ever.
@@ -236,7 +236,6 @@ impl Source {
             self.known_blocks.clear();
         }
         self.set(program, identity, &selections, cluster);
-        true
     }
 
     /// As [`Source::update`], of all identities.

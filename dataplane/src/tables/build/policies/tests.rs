@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 
 use super::super::Builder;
+use crate::stages::policy::{Ends, judge};
 use crate::tables::Tables;
 use crate::tables::neighbours::Neighbours;
 use crate::tables::objects::{
@@ -249,6 +250,16 @@ fn is_here(identity: u32, tables: &Tables) -> bool {
     tables.pods.iter().any(|(_, pod)| pod.local && pod.identity == identity)
 }
 
+/// Takes in those changes that leave no policy without a selection.
+fn take_in(builder: &mut Builder, changes: Vec<(Object, bool)>) {
+    for (object, goes) in changes {
+        let (upserts, deletes) = if goes { (vec![], vec![object.key()]) } else { (vec![object], vec![]) };
+        if builder.check(&upserts, &deletes).is_ok() {
+            builder.change(upserts, &deletes);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
@@ -261,12 +272,7 @@ proptest! {
     ) {
         let mut builder = builder();
         for step in steps {
-            for (object, goes) in step {
-                let (upserts, deletes) = if goes { (vec![], vec![object.key()]) } else { (vec![object], vec![]) };
-                if builder.check(&upserts, &deletes).is_ok() {
-                    builder.change(upserts, &deletes);
-                }
-            }
+            take_in(&mut builder, step);
             let tables = builder.build(&Neighbours::default());
             let mut fresh = self::builder();
             fresh.change(builder.objects().cloned().collect(), &[]);
@@ -303,6 +309,31 @@ proptest! {
     }
 
     #[test]
+    fn a_flow_that_would_be_judged_otherwise_does_not_stand(
+        steps in prop::collection::vec(prop::collection::vec(change(), 1..4), 2..16),
+        asked in prop::collection::vec(
+            (0u8..9, 0u8..9, prop::sample::select(&PROTOCOLS[..]), 0u16..12, any::<bool>()), 24
+        ),
+    ) {
+        let mut builder = builder();
+        let mut before = builder.build(&Neighbours::default());
+        for step in steps {
+            take_in(&mut builder, step);
+            let tables = builder.build(&Neighbours::default());
+            for (src, dst, proto, port, through_service) in &asked {
+                let [src, dst] = [src, dst].map(|n| Addr::v4([10, 0, 0, *n]));
+                let ends = Ends { src, dst, proto: *proto, port: *port, through_service: *through_service };
+                let is_same = judge(&ends, &before) == judge(&ends, &tables)
+                    && [src, dst].iter().all(|addr| before.pods.get(addr) == tables.pods.get(addr));
+                let revision = before.revision as u32;
+                let is_looked_at = (revision.wrapping_sub(tables.flows_valid_since) as i32) < 0;
+                prop_assert!(is_same || is_looked_at && !tables.stands(revision, &src, &dst), "{:?}", ends);
+            }
+            before = tables;
+        }
+    }
+
+    #[test]
     fn no_policy_is_left_without_a_selection(
         steps in prop::collection::vec(prop::collection::vec(change(), 1..4), 1..30),
     ) {
@@ -332,4 +363,118 @@ proptest! {
             }
         }
     }
+}
+
+/// A pod with an identity of its number.
+fn pod(n: u8, identity: u32, node: &str) -> Object {
+    let addresses = vec![Addr::v4([10, 0, 0, n])];
+    Object::Pod(Pod { name: format!("ns/{n}"), addresses, node: node.into(), identity })
+}
+
+fn selection(name: &str, identities: &[u32]) -> Object {
+    Object::Selection(Selection { name: name.into(), identities: identities.into() })
+}
+
+/// Isolates the identities of "subjects" for ingress, and lets in those of "peers".
+fn lets_in() -> Policy {
+    Policy {
+        name: "ns/web".into(),
+        subjects: vec!["subjects".into()],
+        isolates_ingress: true,
+        ingress: vec![Rule { peer_selections: vec!["peers".into()], ..Rule::default() }],
+        ..Policy::default()
+    }
+}
+
+#[test]
+fn what_is_nothing_to_a_flow_lets_it_stand() {
+    let mut builder = builder();
+    let mut objects = vec![selection("subjects", &[1]), selection("peers", &[2]), Object::Policy(lets_in())];
+    objects.extend([pod(1, 1, "here"), pod(2, 2, "there"), pod(3, 3, "there"), pod(4, 4, "here")]);
+    builder.change(objects, &[]);
+    let mut revision = builder.build(&Neighbours::default()).revision as u32;
+    // Flows of pod 1, of the isolated one, with 2 and 3, and of 4 with 3.
+    let mut stand = |upserts: Vec<Object>, deletes: &[ObjectKey]| {
+        builder.change(upserts, deletes);
+        let tables = builder.build(&Neighbours::default());
+        let before = std::mem::replace(&mut revision, tables.revision as u32);
+        [(1, 2), (1, 3), (4, 3)]
+            .map(|(a, b)| tables.stands(before, &Addr::v4([10, 0, 0, a]), &Addr::v4([10, 0, 0, b])))
+    };
+    assert_eq!(stand(vec![pod(5, 2, "there")], &[]), [true; 3], "one more of an identity");
+    assert_eq!(stand(vec![pod(6, 9, "there"), selection("peers", &[2, 9])], &[]), [true; 3], "one with labels of its own");
+    assert_eq!(stand(vec![pod(6, 8, "there"), selection("peers", &[2, 8])], &[]), [true; 3], "other labels");
+    let gone = ObjectKey::Pod("ns/6".into());
+    assert_eq!(stand(vec![selection("peers", &[2])], &[gone]), [true; 3], "and gone");
+    assert_eq!(stand(vec![selection("peers", &[2, 3])], &[]), [false, false, true], "an identity that pods have");
+    assert_eq!(stand(vec![pod(2, 3, "there")], &[]), [false, true, true], "one end's labels");
+    let other = Policy { name: "ns/other".into(), subjects: vec!["none".into()], ..lets_in() };
+    assert_eq!(stand(vec![selection("none", &[]), Object::Policy(other)], &[]), [true; 3], "others' policy");
+    let open = Policy { ingress: vec![Rule { any_peer: true, ..Rule::default() }], ..lets_in() };
+    assert_eq!(stand(vec![Object::Policy(open)], &[]), [false, false, true], "its policy");
+    let here = LocalNode { name: "here".into(), vni: 7, ..LocalNode::default() };
+    assert_eq!(stand(vec![Object::LocalNode(here)], &[]), [false; 3], "the node");
+}
+
+#[test]
+fn subjects_that_are_judged_alike_share_their_programs() {
+    let mut builder = builder();
+    let all: Vec<u32> = (1..=100).collect();
+    let mut objects = vec![selection("subjects", &all), selection("peers", &all), Object::Policy(lets_in())];
+    objects.extend((1..=100).map(|n| pod(n, n.into(), "here")));
+    builder.change(objects, &[]);
+    builder.build(&Neighbours::default());
+    assert_eq!(builder.rulebook.programs.len(), 1);
+    // Whose name for a port is another, has another program as soon as that counts.
+    let port = NamedPort { name: "http".into(), proto: 6, port: 80 };
+    let identity = Identity { id: 7, namespace: "ns".into(), labels: BTreeMap::new(), named_ports: vec![port] };
+    builder.change(vec![Object::Identity(identity)], &[]);
+    builder.build(&Neighbours::default());
+    assert_eq!(builder.rulebook.programs.len(), 1);
+    let mut named = lets_in();
+    named.ingress[0].named_ports.push(PortName { name: "http".into(), proto: None });
+    builder.change(vec![Object::Policy(named)], &[]);
+    builder.build(&Neighbours::default());
+    assert_eq!(builder.rulebook.programs.len(), 2);
+    builder.change(vec![], &(1..=100).map(|n| ObjectKey::Pod(format!("ns/{n}"))).collect::<Vec<_>>());
+    let tables = builder.build(&Neighbours::default());
+    assert!(builder.rulebook.programs.is_empty() && builder.rulebook.subjects.is_empty());
+    assert!(tables.policies.subjects.is_empty(), "no pods, no programs");
+}
+
+#[test]
+fn names_of_rules_go_with_their_policies() {
+    let mut builder = builder();
+    builder.change(vec![selection("subjects", &[1]), selection("peers", &[2])], &[]);
+    let rules = |many: u32| -> Vec<Rule> {
+        (0..many).map(|index| Rule { index, any_peer: true, ..Rule::default() }).collect()
+    };
+    let churn = |builder: &mut Builder, n: u32, many: u32| {
+        let policy = Policy { name: format!("ns/p{n}"), ingress: rules(many), ..lets_in() };
+        builder.change(vec![Object::Policy(policy)], &[]);
+        builder.build(&Neighbours::default());
+        let id = builder.names().known(&format!("ns/p{n} ingress[0]"));
+        builder.change(vec![], &[ObjectKey::Policy(format!("ns/p{n}"))]);
+        builder.build(&Neighbours::default());
+        id.expect("a rule that is there has a number")
+    };
+    let first = churn(&mut builder, 0, 1);
+    churn(&mut builder, 1, 1000);
+    assert_eq!(builder.names().name(first), Some("ns/p0 ingress[0]"), "flows may still have it");
+    (2..80).for_each(|n| _ = churn(&mut builder, n, 1000));
+    assert_eq!(builder.names().name(first), None);
+    // Who is back keeps its name, and its number.
+    let again = churn(&mut builder, 79, 1000);
+    builder.change(vec![Object::Policy(Policy { name: "ns/p79".into(), ingress: rules(1), ..lets_in() })], &[]);
+    (80..160).for_each(|n| _ = churn(&mut builder, n, 1000));
+    assert_eq!(builder.names().name(again), Some("ns/p79 ingress[0]"));
+}
+
+#[test]
+fn rules_are_called_by_tier_and_name() {
+    let rule = Rule { index: 2, name: "allow-dns".into(), ..Rule::default() };
+    let guard = Policy { name: "guard".into(), tier: Tier::Admin, ..Policy::default() };
+    assert_eq!(rule_name(&guard, Direction::Egress, &rule), "guard (Admin) egress[2] \"allow-dns\"");
+    let plain = Rule { index: 0, ..Rule::default() };
+    assert_eq!(rule_name(&lets_in(), Direction::Ingress, &plain), "ns/web ingress[0]");
 }
