@@ -13,7 +13,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use wirelane_control::{
-    model::Object,
+    model::{Object, Rule, Tier},
     problem::Problem,
     source::{Batch, Event, Source, dir::Dir},
 };
@@ -276,7 +276,8 @@ fn a_policy_that_breaks_denies() {
     let rules = |dir: &Followed| match dir.objects.get("NetworkPolicy default/db") {
         Some((Object::Policy(policy), _)) => {
             assert!(policy.isolates.ingress);
-            assert!(!policy.subjects.matches(&[("app".to_owned(), "api".to_owned())].into()));
+            assert_eq!(policy.subjects[0].name(), "pods app=db of namespace default");
+            assert_eq!(policy.ingress.is_empty(), policy.fault.is_some());
             Some(policy.ingress.len())
         }
         _ => None,
@@ -289,6 +290,48 @@ fn a_policy_that_breaks_denies() {
         dir.until("it denies", |dir| rules(dir) == Some(0) && dir.problems().len() == 1);
         dir.replace("p.yaml", &valid);
         dir.until("it allows again", |dir| rules(dir) == Some(1) && dir.problems().is_empty());
+    }
+}
+
+#[test]
+fn a_cluster_policy_that_breaks_denies() {
+    let valid = "---\napiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata:\n  name: db\nspec:\n  \
+                 tier: Baseline\n  priority: 7\n  subject: { namespaces: { matchLabels: { team: db } } }\n  \
+                 egress: [{ action: Accept, to: [{ networks: [10.0.0.0/8] }] }]\n";
+    let mut dir = Followed::new(&[]);
+    let seen = |dir: &Followed| match dir.objects.get("ClusterNetworkPolicy db") {
+        Some((Object::Policy(policy), _)) => {
+            let rules = (policy.ingress.clone(), policy.egress.clone());
+            let fault = policy.fault.as_ref().map(ToString::to_string).unwrap_or_default();
+            Some((policy.subjects[0].name().to_owned(), policy.tier, policy.priority, rules, fault))
+        }
+        _ => None,
+    };
+    let is_denying = |dir: &Followed, subjects: &str, tier, priority, ingress: Vec<Rule>, fault: &str| {
+        seen(dir).is_some_and(|(name, is_tier, is_priority, rules, why)| {
+            (&*name, is_tier, is_priority) == (subjects, tier, priority)
+                && rules == (ingress, vec![Rule::DENY_ALL])
+                && why.contains(fault)
+        })
+    };
+    // Broken before anything was known of it: nothing of it can be told but its name.
+    dir.write("p.yaml", &valid.replace("[10.0.0.0/8]", "[10.0.0.0/8"));
+    dir.until("it denies", |dir| {
+        let ingress = vec![Rule::DENY_ALL];
+        is_denying(dir, "all pods of all namespaces", Tier::Admin, 0, ingress, "line ")
+    });
+    dir.replace("p.yaml", valid);
+    dir.until("it accepts", |dir| seen(dir).is_some_and(|(.., fault)| fault.is_empty()));
+    for (broken, fault) in [
+        (valid.replace("/8", "/99"), "spec.egress[0].to[0].networks[0]: \"10.0.0.0/99\" is not a CIDR"),
+        (valid.replace("egress: [", "egress: [["), "line "),
+    ] {
+        dir.replace("p.yaml", &broken);
+        dir.until("it denies in its own place", |dir| {
+            is_denying(dir, "all pods of namespaces team=db", Tier::Baseline, 7, Vec::new(), fault)
+        });
+        dir.replace("p.yaml", valid);
+        dir.until("it accepts again", |dir| seen(dir).is_some_and(|(.., fault)| fault.is_empty()));
     }
 }
 
@@ -315,9 +358,11 @@ fn the_same_object_in_two_files() {
 
 #[test]
 fn what_is_no_text_is_a_problem_of_the_file() {
-    let mut dir = Followed::new(&[("a.yaml", &namespace("a", "1"))]);
-    dir.until("it is there", |dir| dir.has("Namespace a"));
+    let text = policy("{ from: [{ ipBlock: { cidr: 10.0.0.0/8 } }] }") + &namespace("a", "1");
+    let mut dir = Followed::new(&[("a.yaml", &text)]);
+    dir.until("it is there", |dir| dir.is(&["Namespace a", "NetworkPolicy default/db"]));
+    let before = dir.objects.clone();
     fs::write(dir.path("a.yaml"), b"\xff\xfe\x00").unwrap();
     dir.until("it is a problem", |dir| dir.problems() == ["a.yaml: is not UTF-8"]);
-    assert!(dir.has("Namespace a"));
+    assert_eq!(dir.objects, before);
 }

@@ -18,7 +18,7 @@ fn settings() -> Settings {
 
 fn parse(text: &str) -> Object {
     match &manifest::read(text, Format::Yaml)[..] {
-        [Reading::Valid(object)] => object.clone(),
+        [Reading::Valid(object) | Reading::Invalid { instead: Some(object), .. }] => object.clone(),
         other => panic!("{text}: {other:?}"),
     }
 }
@@ -37,8 +37,16 @@ fn object() -> impl Strategy<Value = Object> {
             ip + 1
         )
     });
-    let namespace = (small(), small()).prop_map(|(name, team)| {
-        format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: x{name}, labels: {{team: t{team}}}}}}}")
+    let audit = || prop::sample::select(vec!["", "", "true", "false", "maybe"]);
+    let annotated = |audit: &str| match audit {
+        "" => String::new(),
+        audit => format!("annotations: {{wirelane.io/policy-audit: \"{audit}\"}}"),
+    };
+    let namespace = (small(), small(), audit()).prop_map(move |(name, team, audit)| {
+        format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: x{name}, labels: {{team: t{team}}}, {}}}}}",
+            annotated(audit)
+        )
     });
     let phase = prop::sample::select(vec!["Running", "Running", "Running", "Succeeded"]);
     let about = (0..2_u8, 0..2_u8, prop::sample::select(vec!["", "0.0.0.0", "192.168.0.1"]));
@@ -100,15 +108,54 @@ fn object() -> impl Strategy<Value = Object> {
         "{ipBlock: {cidr: 10.0.0.0/29, except: [10.0.0.2/32]}}",
     ]);
     let port = prop::sample::select(vec!["", "{port: 80}", "{port: web}", "{port: web}, {port: 82}"]);
-    let policy = (small(), small(), small(), peer, port).prop_map(|(space, name, app, peer, port)| {
-        format!(
-            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: q{name}, namespace: x{space}}}, \
-             spec: {{podSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{from: [{peer}], ports: [{port}]}}], \
-             egress: [{{to: [{peer}], ports: [{port}]}}]}}}}"
-        )
-    });
-    prop_oneof![1 => node, 1 => namespace, 4 => pod, 2 => service, 2 => slice, 2 => policy]
+    let policy = (small(), small(), small(), peer, port, audit()).prop_map(
+        move |(space, name, app, peer, port, audit)| {
+            format!(
+                "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
+                 metadata: {{name: q{name}, namespace: x{space}, {}}}, \
+                 spec: {{podSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{from: [{peer}], ports: [{port}]}}], \
+                 egress: [{{to: [{peer}], ports: [{port}]}}]}}}}",
+                annotated(audit)
+            )
+        },
+    );
+    prop_oneof![1 => node, 1 => namespace, 4 => pod, 2 => service, 2 => slice, 2 => policy, 2 => cluster_policy()]
         .prop_map(|text| parse(&text))
+}
+
+/// A ClusterNetworkPolicy, valid or not.
+fn cluster_policy() -> impl Strategy<Value = String> {
+    let select = |texts: &[&'static str]| prop::sample::select(texts.to_vec());
+    let subject = select(&[
+        "namespaces: {}",
+        "namespaces: {matchLabels: {team: t1}}",
+        "namespaces: {matchExpressions: [{key: team, operator: NotIn, values: [t0, t1]}]}",
+        "pods: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: x1}}, podSelector: {}}",
+        "pods: {podSelector: {matchExpressions: [{key: app, operator: In, values: [a0, a1]}]}}",
+        "pods: {podSelector: 7}",
+    ]);
+    let peer = select(&[
+        "namespaces: {matchLabels: {team: t2}}",
+        "pods: {namespaceSelector: {matchLabels: {team: t1}}, podSelector: {matchLabels: {app: a2}}}",
+        "nodes: {matchLabels: {topology.kubernetes.io/zone: z1}}",
+        "nodes: {}",
+        "networks: [10.0.0.0/29]",
+        "aliens: {}",
+        "",
+    ]);
+    let port = select(&["tcp: {destinationPort: {number: 80}}", "destinationNamedPort: web"]);
+    let tier = select(&["Admin", "Admin", "Baseline", "Middle"]);
+    let action = || select(&["Accept", "Deny", "Pass"]);
+    ((0..3_u8, tier, 0..2_u8), subject, peer, port, action(), action()).prop_map(
+        |((name, tier, priority), subject, peer, port, first, second)| {
+            format!(
+                "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: c{name}}}, \
+                 spec: {{tier: {tier}, priority: {priority}, subject: {{{subject}}}, \
+                 ingress: [{{action: {first}, from: [{{{subject}}}]}}], \
+                 egress: [{{action: {second}, to: [{{{peer}}}], protocols: [{{{port}}}]}}]}}}}"
+            )
+        },
+    )
 }
 
 #[derive(Clone, Debug)]
@@ -212,6 +259,38 @@ fn health_checks(state: &State) -> BTreeMap<Name, HealthCheck> {
     checks
 }
 
+/// What each selection chooses, as the tables have it.
+fn selections(objects: &BTreeMap<Ref, v1::Object>) -> BTreeMap<String, Vec<u32>> {
+    let selection = |object: &v1::Object| match object.object.as_ref()? {
+        v1::object::Object::Selection(selection) => {
+            Some((selection.name.clone(), selection.identities.clone()))
+        }
+        _ => None,
+    };
+    objects.values().filter_map(selection).collect()
+}
+
+/// The same for each that a policy names, one identity after the other.
+fn chosen(state: &State, objects: &BTreeMap<Ref, v1::Object>) -> BTreeMap<String, Vec<u32>> {
+    let identities: BTreeMap<_, _> = objects
+        .values()
+        .filter_map(|object| match object.object.as_ref()? {
+            v1::object::Object::Identity(identity) => Some((identity.id, identity)),
+            _ => None,
+        })
+        .collect();
+    let policies = state.policies().map(|stored| &stored.object);
+    let chosen = policies.flat_map(|policy| policy.selections()).map(|selection| {
+        let is_chosen = |identity: &v1::Identity| {
+            let labels = identity.labels.clone().into_iter().collect();
+            selection.matches(&identity.namespace, &state.namespace_labels(&identity.namespace), &labels)
+        };
+        let chosen = identities.iter().filter(|(_, identity)| is_chosen(identity));
+        (selection.name().to_owned(), chosen.map(|(&id, _)| id).collect())
+    });
+    chosen.collect()
+}
+
 proptest! {
     #[test]
     fn step_by_step_is_as_at_once(steps in collection::vec(step(), 1..60)) {
@@ -251,6 +330,7 @@ proptest! {
                     problems.extend(change.problems);
                     let (all, all_problems) = compile_all(&state, settings());
                     prop_assert_eq!(&objects, &all);
+                    prop_assert_eq!(selections(&objects), chosen(&state, &objects));
                     let said: BTreeSet<_> = problems.values().flatten().cloned().collect();
                     prop_assert_eq!(said, all_problems.into_iter().collect());
                 }
@@ -354,15 +434,130 @@ proptest! {
 
 /// What is compiled again, by name, when one object comes after others.
 fn compiled_by(before: &[String], change: &str) -> Vec<String> {
+    compiled_after(before, |state, touched| state.upsert(parse(change), "a".into(), touched))
+}
+
+/// The same when one goes.
+fn compiled_without(before: &[String], gone: &str) -> Vec<String> {
+    compiled_after(before, |state, touched| state.delete(&parse(gone).key(), touched))
+}
+
+fn compiled_after(before: &[String], change: impl FnOnce(&mut State, &mut Touched)) -> Vec<String> {
     let (mut state, mut compiler) = (State::default(), Compiler::new(settings()));
     let mut touched = Touched { nodes: true, ..Touched::default() };
     for text in before {
         state.upsert(parse(text), "a".into(), &mut touched);
     }
     compiler.compile(&state, std::mem::take(&mut touched));
-    state.upsert(parse(change), "a".into(), &mut touched);
+    change(&mut state, &mut touched);
     let change = compiler.compile(&state, touched);
-    change.objects.keys().map(ToString::to_string).collect()
+    let name = |at: &Ref| match at.kind {
+        // Their numbers are nobody's business here.
+        v1::Kind::Identity => "Identity".to_owned(),
+        _ => at.to_string(),
+    };
+    change.objects.keys().map(name).collect()
+}
+
+#[test]
+fn what_pods_and_namespaces_say_compiles_no_policy() {
+    let pod = |name: &str, namespace: &str, app: &str, phase: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {app}}}}}, \
+             spec: {{nodeName: n0, containers: [{{name: c}}]}}, \
+             status: {{phase: {phase}, podIPs: [{{ip: 10.0.0.{}}}]}}}}",
+            name.len()
+        )
+    };
+    let namespace = |name: &str, team: &str, audit: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {name}, labels: {{team: {team}}}, \
+             annotations: {{wirelane.io/policy-audit: \"{audit}\"}}}}}}"
+        )
+    };
+    let policy = |name: &str, namespace: &str, peer: &str| {
+        format!(
+            "{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}, namespace: {namespace}}}, \
+             spec: {{podSelector: {{matchLabels: {{app: web}}}}, ingress: [{{from: [{{{peer}}}]}}]}}}}"
+        )
+    };
+    let cluster_policy = |name: &str, priority: u8, peer: &str| {
+        format!(
+            "{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {{name: {name}}}, \
+             spec: {{tier: Admin, priority: {priority}, subject: {{namespaces: {{matchLabels: {{team: a}}}}}}, \
+             egress: [{{action: Deny, to: [{{{peer}}}]}}]}}}}"
+        )
+    };
+    let node = |zone: &str, ip: u8| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: n0, labels: {{topology.kubernetes.io/zone: {zone}}}}}, \
+             status: {{addresses: [{{type: InternalIP, address: 192.168.0.1}}, {{type: ExternalIP, address: 192.0.2.{ip}}}]}}}}"
+        )
+    };
+    let before = [
+        node("z0", 1),
+        namespace("x", "a", "false"),
+        namespace("w", "b", "false"),
+        pod("a", "x", "web", "Running"),
+        pod("bb", "w", "web", "Running"),
+        policy("p", "x", "podSelector: {}"),
+        policy(
+            "q",
+            "x",
+            "namespaceSelector: {matchLabels: {team: b}}, podSelector: {matchLabels: {app: web}}",
+        ),
+        policy("r", "w", "ipBlock: {cidr: 10.0.0.0/8}"),
+        cluster_policy("c", 1, "nodes: {matchLabels: {topology.kubernetes.io/zone: z0}}"),
+        cluster_policy("d", 1, "namespaces: {}"),
+        cluster_policy("e", 2, "networks: [10.0.0.0/8]"),
+    ];
+    assert_eq!(compiled_by(&before, &pod("ccc", "x", "web", "Running")), ["Pod x/ccc"], "known labels");
+    let of_x = ["all pods of all namespaces", "all pods of namespace x", "all pods of namespaces team=a"];
+    let of_x = of_x.map(|name| format!("Selection {name}"));
+    let came = [&["Pod x/ccc".to_owned(), "Identity".to_owned()], &of_x[..]].concat();
+    assert_eq!(compiled_by(&before, &pod("ccc", "x", "db", "Running")), came, "labels that came");
+    let pod_a = ["Pod x/a", "Identity"].map(String::from);
+    let web = ["Selection pods app=web of namespace x".to_owned()];
+    let gone = [&pod_a, &of_x[..], &web].concat();
+    assert_eq!(compiled_without(&before, &before[3]), gone, "labels that are gone");
+    assert_eq!(compiled_by(&before, &pod("a", "x", "web", "Failed")), gone, "a pod that has ended");
+    let moved = [&pod_a, &pod_a[1..], &of_x[..], &web].concat();
+    assert_eq!(compiled_by(&before, &pod("a", "x", "db", "Running")), moved, "other labels");
+
+    let relabelled =
+        ["Selection all pods of namespaces team=a", "Selection pods app=web of namespaces team=b"];
+    assert_eq!(compiled_by(&before, &namespace("x", "b", "false")), relabelled);
+    assert_eq!(
+        compiled_by(&before, &namespace("x", "a", "true")),
+        ["NetworkPolicy x/p", "NetworkPolicy x/q"]
+    );
+    assert_eq!(compiled_by(&before, &namespace("z", "a", "true")), [""; 0]);
+
+    assert_eq!(
+        compiled_by(&before, &policy("p", "x", "ipBlock: {cidr: 10.0.0.0/8}")),
+        ["NetworkPolicy x/p", "Selection all pods of namespace x"]
+    );
+    assert_eq!(
+        compiled_without(&before, &before[7]),
+        ["NetworkPolicy w/r", "Selection pods app=web of namespace w"]
+    );
+    assert_eq!(
+        compiled_by(&before, &policy("new", "w", "podSelector: {}")),
+        ["NetworkPolicy w/new", "Selection all pods of namespace w"]
+    );
+    // Whose place it was may come to share it with others no longer, and they are told.
+    assert_eq!(
+        compiled_by(&before, &cluster_policy("c", 2, "networks: [10.0.0.0/8]")),
+        ["ClusterNetworkPolicy c", "ClusterNetworkPolicy d", "ClusterNetworkPolicy e"]
+    );
+    assert_eq!(
+        compiled_by(&before, &cluster_policy("e", 2, "networks: [10.0.0.0/9]")),
+        ["ClusterNetworkPolicy e"]
+    );
+    let with_node = ["LocalNode ", "ClusterNetworkPolicy c"];
+    assert_eq!(compiled_by(&before, &node("z1", 1)), with_node, "another zone");
+    assert_eq!(compiled_by(&before, &node("z0", 2)), with_node, "another address");
+    assert_eq!(compiled_by(&before, &node("z0", 1)), ["LocalNode "], "nothing of interest");
 }
 
 #[test]

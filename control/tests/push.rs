@@ -72,13 +72,14 @@ fn service(name: &str, backends: u8) -> (Ref, Option<v1::Object>) {
 }
 
 fn policy(name: &str, tier: v1::Tier) -> (Ref, Option<v1::Object>) {
+    let is_namespaced = tier == v1::Tier::NetworkPolicy;
     let policy = v1::Policy {
-        namespace: "default".into(),
+        namespace: if is_namespaced { "default".into() } else { String::new() },
         name: name.into(),
         tier: tier.into(),
         subjects: vec!["all pods of all namespaces".into()],
-        isolates_ingress: true,
-        ingress: vec![v1::Rule { any_peer: true, ..v1::Rule::default() }],
+        isolates_ingress: is_namespaced,
+        ingress: vec![v1::Rule { action: v1::Action::Accept.into(), any_peer: true, ..v1::Rule::default() }],
         ..v1::Policy::default()
     };
     with_ref(v1::object::Object::Policy(policy))
@@ -203,21 +204,33 @@ async fn a_refused_object_is_reported_and_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn a_refused_policy_still_isolates() {
-    let mut setup = Setup::new();
-    let (at, _) = policy("db", 7);
-    setup.tables.lock().unwrap().refuses.insert(at.clone());
-    let _dataplane = setup.start_dataplane();
-    let first = setup.desired.change(change([policy("db", 7)]));
-    setup.live(first).await;
-    let held = setup.tables.lock().unwrap().objects[&at].clone();
-    let Some(v1::object::Object::Policy(held)) = held.object else { panic!("{held:?}") };
-    assert!(held.isolates_ingress && held.ingress.is_empty() && held.subjects == [7]);
-    assert_eq!(setup.problems.list().len(), 1);
+async fn a_refused_policy_still_denies() {
+    for (tier, expected) in [
+        (v1::Tier::NetworkPolicy, Vec::new()),
+        (
+            v1::Tier::Baseline,
+            vec![v1::Rule { action: v1::Action::Deny.into(), any_peer: true, ..v1::Rule::default() }],
+        ),
+    ] {
+        let mut setup = Setup::new();
+        let (at, _) = policy("db", tier);
+        setup.tables.lock().unwrap().refuses.insert(at.clone());
+        let _dataplane = setup.start_dataplane();
+        let first = setup.desired.change(change([policy("db", tier)]));
+        setup.live(first).await;
+        let held = setup.tables.lock().unwrap().objects[&at].clone();
+        let Some(v1::object::Object::Policy(held)) = held.object else { panic!("{held:?}") };
+        assert_eq!((held.ingress, held.egress), (expected, Vec::new()));
+        assert_eq!(held.subjects, ["all pods of all namespaces"]);
+        assert_eq!(held.fault, "ports: is refused by the dataplane: not to my liking");
+        let problems = setup.problems.list();
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].to_string().starts_with(&at.to_string()), "{problems:?}");
 
-    let second = setup.desired.change(change([(at, None)]));
-    setup.live(second).await;
-    assert!(setup.held().is_empty() && setup.problems.list().is_empty());
+        let second = setup.desired.change(change([(at, None)]));
+        setup.live(second).await;
+        assert!(setup.held().is_empty() && setup.problems.list().is_empty());
+    }
 }
 
 #[tokio::test]

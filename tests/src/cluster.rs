@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::build::{PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::objects::{
-    Backend, Frontend, FrontendKind, IpBlock, LocalNode, Node, Object, Pod, Policy, PortRange, Rule, Service,
-    ServicePort, Usable, vtep_mac_of,
+    Backend, Frontend, FrontendKind, IpBlock, LocalNode, Node, Object, Pod, Policy, PortRange, Rule,
+    Selection, Service, ServicePort, Usable, vtep_mac_of,
 };
 use wirelane_dataplane::tables::{HOST_PORT, PortKind, UPLINK_PORT};
 use wirelane_dataplane::wire::Addr;
@@ -287,18 +287,21 @@ fn services() -> Vec<Object> {
     ]
 }
 
+/// The selection of one identity.
+pub fn selected(identity: u32) -> String {
+    format!("identity {identity}")
+}
+
 /// A rule that allows these identities, on these TCP ports; no ports: all of everything.
-pub fn rule(index: u32, peer_identities: &[u32], tcp_ports: &[u16]) -> Rule {
+pub fn rule(index: u32, peers: &[u32], tcp_ports: &[u16]) -> Rule {
     Rule {
         index,
-        subjects: vec![],
-        any_peer: false,
-        peer_identities: peer_identities.to_vec(),
-        peer_blocks: vec![],
+        peer_selections: peers.iter().copied().map(selected).collect(),
         ports: tcp_ports
             .iter()
             .map(|port| PortRange { proto: proto::TCP, first: *port, last: *port })
             .collect(),
+        ..Rule::default()
     }
 }
 
@@ -306,34 +309,25 @@ pub fn rule(index: u32, peer_identities: &[u32], tcp_ports: &[u16]) -> Rule {
 pub fn db_policy(ingress: Vec<Rule>) -> Object {
     Object::Policy(Policy {
         name: "shop/db-from-api".into(),
-        subjects: vec![IDENTITY_DB],
+        subjects: vec![selected(IDENTITY_DB)],
         isolates_ingress: true,
-        isolates_egress: false,
         ingress,
-        egress: vec![],
+        ..Policy::default()
     })
 }
 
 fn policies() -> Vec<Object> {
-    vec![
-        db_policy(vec![rule(0, &[IDENTITY_API], &[5432])]),
-        Object::Policy(Policy {
-            name: "shop/locked".into(),
-            subjects: vec![IDENTITY_LOCKED],
-            isolates_ingress: false,
-            isolates_egress: true,
-            ingress: vec![],
-            egress: vec![Rule {
-                index: 3,
-                subjects: vec![],
-                any_peer: false,
-                peer_identities: vec![],
-                peer_blocks: vec![IpBlock {
-                    cidr: net("198.51.100.0/24"),
-                    except: vec![net("198.51.100.128/25")],
-                }],
-                ports: vec![PortRange { proto: proto::TCP, first: 443, last: 443 }],
-            }],
-        }),
-    ]
+    let identities = [IDENTITY_WEB, IDENTITY_API, IDENTITY_DB, IDENTITY_LOCKED];
+    let select = |id| Object::Selection(Selection { name: selected(id), identities: vec![id] });
+    let mut objects: Vec<Object> = identities.into_iter().map(select).collect();
+    let outside = IpBlock { cidr: net("198.51.100.0/24"), except: vec![net("198.51.100.128/25")] };
+    objects.push(db_policy(vec![rule(0, &[IDENTITY_API], &[5432])]));
+    objects.push(Object::Policy(Policy {
+        name: "shop/locked".into(),
+        subjects: vec![selected(IDENTITY_LOCKED)],
+        isolates_egress: true,
+        egress: vec![Rule { peer_blocks: vec![outside], ..rule(3, &[], &[443]) }],
+        ..Policy::default()
+    }));
+    objects
 }

@@ -140,9 +140,9 @@ fn verdicts(step: &Value, result: &Value, tables: &Tables) -> [&'static str; 3] 
     let identity = |address| tables.pods.get(address).expect("a pod").identity;
     let one = |direction, subject, peer| {
         let peer_of = Peer { identity: identity(peer), address: *peer, proto, port };
-        match tables.policies.judge(direction, identity(subject), &peer_of) {
-            Judgement::Denied => "blocked",
-            Judgement::NotIsolated | Judgement::Allowed(_) => "allowed",
+        match tables.policies.judge(direction, identity(subject), &peer_of).judgement {
+            Judgement::Denied(_) => "blocked",
+            Judgement::Default | Judgement::Allowed(_) => "allowed",
         }
     };
     let both = policy::judge(&Ends { src, dst, proto, port, through_service: false }, tables);

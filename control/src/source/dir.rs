@@ -204,6 +204,8 @@ enum Body {
     Instead(Object),
     /// Not valid, and nothing but its name can be told: its last valid form stays, or denies, where it is a policy.
     Unreadable(Fault),
+    /// Its file cannot be had: it stays as it was.
+    Kept,
 }
 
 /// What changes when a file does.
@@ -322,6 +324,7 @@ impl Catalog {
                 }
                 None => return None,
             },
+            Body::Kept => known?.0.clone(),
         };
         if known.is_some_and(|(known, origin)| *known == object && origin == path) {
             return None;
@@ -378,26 +381,24 @@ impl File {
         // A document that does not say what it is may be any object that the file had: none of them is gone for sure.
         if may_hide_others {
             let fault = Fault::new("", "may be in a document of its file that cannot be read");
-            claims.extend(hidden(old, &claims, &fault));
+            claims.extend(hidden(old, &claims, || Body::Unreadable(fault.clone())));
         }
         Self { is_settled: print.is_settled(), print, claims, faults }
     }
 
     /// A file whose text cannot be had: every object that it had stays as it was.
     fn unreadable(print: Fingerprint, reason: String, old: Option<&Self>) -> Self {
-        let fault = Fault::new("", format!("its file {reason}"));
-        let claims = hidden(old, &[], &fault);
         let faults = vec![(String::new(), Fault::new("", reason))];
+        let claims = hidden(old, &[], || Body::Kept);
         Self { is_settled: print.is_settled(), print, claims, faults }
     }
 }
 
 /// Claims for what a file had and now does not show.
-fn hidden(old: Option<&File>, shown: &[Claim], fault: &Fault) -> Vec<Claim> {
+fn hidden(old: Option<&File>, shown: &[Claim], body: impl Fn() -> Body) -> Vec<Claim> {
     let shown: BTreeSet<_> = shown.iter().map(|claim| &claim.key).collect();
     let old: BTreeSet<_> = old.iter().flat_map(|file| &file.claims).map(|claim| &claim.key).collect();
-    let claim = |&key: &&Key| Claim { key: key.clone(), body: Body::Unreadable(fault.clone()) };
-    old.difference(&shown).map(claim).collect()
+    old.difference(&shown).map(|&key| Claim { key: key.clone(), body: body() }).collect()
 }
 
 impl Fingerprint {

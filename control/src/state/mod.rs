@@ -3,6 +3,7 @@
 //! Applying an event says what may have to be compiled again because of it ([`Touched`]), and nothing else does.
 
 mod claims;
+mod traits;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -11,6 +12,7 @@ use std::{
 };
 
 use self::claims::Claims;
+pub use self::traits::Traits;
 use crate::{
     model::{
         Created, EndpointSlice, Key, Kind, Labels, Name, Namespace, Node, Object, Pod, Policy, Protocol,
@@ -62,18 +64,6 @@ pub struct State {
 
 /// A port of an address that several services may share.
 pub type Front = (IpAddr, Protocol, u16);
-
-/// Everything about a pod that a policy can tell it from other pods by. The labels of its namespace are not among it:
-/// there is one set of them for all pods of the namespace.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Traits {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its labels.
-    pub labels: Labels,
-    /// Its named ports.
-    pub named_ports: BTreeMap<(String, Protocol), u16>,
-}
 
 /// What may have to be compiled again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -587,17 +577,6 @@ fn remove(index: &mut HashMap<Name, BTreeSet<Name>>, key: &Name, name: &Name) {
         names.remove(name);
         if names.is_empty() {
             index.remove(key);
-        }
-    }
-}
-
-impl Traits {
-    /// The traits of a pod.
-    pub fn of(pod: &Pod) -> Self {
-        Self {
-            namespace: pod.name.namespace.clone(),
-            labels: pod.labels.clone(),
-            named_ports: pod.named_ports.clone(),
         }
     }
 }

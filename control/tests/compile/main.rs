@@ -1,6 +1,8 @@
 //! From manifests to table objects: what the tables say for a given cluster.
 
+mod cluster_policies;
 mod host_ports;
+mod policies;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,6 +93,19 @@ impl Compiled {
         }
     }
 
+    fn selection(&self, name: &str) -> &v1::Selection {
+        match self.object(v1::Kind::Selection, name) {
+            Some(Object::Selection(selection)) => selection,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    /// The names of the pods that any of these selections chooses, as [`Compiled::apps`] has them.
+    fn chosen<'a>(&self, selections: impl IntoIterator<Item = &'a String>) -> String {
+        let ids = selections.into_iter().flat_map(|name| &self.selection(name).identities);
+        self.apps(&ids.copied().collect::<Vec<_>>()).into_iter().collect::<Vec<_>>().join(" ")
+    }
+
     /// The name of the pods that have an identity, by their `app` labels.
     fn apps(&self, ids: &[u32]) -> BTreeSet<String> {
         ids.iter()
@@ -151,6 +166,10 @@ fn nodes() {
     assert_eq!(compiled.node("node3").vtep_mac, [0x02, 0x57, 192, 168, 0, 3]);
 
     assert_eq!((local.clamp_mss, local.answer_echo, local.backend_grace_seconds), (true, true, 30));
+    assert!(!local.reset_cut_flows);
+    assert!(
+        Compiled::by(Settings { reset_cut_flows: true, ..settings() }, NODES).local_node().reset_cut_flows
+    );
     let masquerade = local.masquerade.as_ref().unwrap();
     assert_eq!((masquerade.first_port, masquerade.last_port, masquerade.per_pod), (61_000, 65_535, 0));
     assert!(masquerade.except.is_empty());
@@ -236,120 +255,4 @@ fn pods() {
         pod("b", "10.244.1.9", "").replace("name: b,", "name: b, creationTimestamp: 2024-01-01T00:00:00Z,");
     let compiled = Compiled::of(&(pod("a", "10.244.1.9", "") + &older));
     assert!(compiled.pod("x/a").is_none() && compiled.pod("x/b").is_some());
-}
-
-/// Three pods whose port "web" is 80, 8080 and not there.
-fn pods_with_ports() -> String {
-    let ports =
-        |pod: String, port: &str| pod.replace("{ name: c }", &format!("{{ name: c, ports: [{port}] }}"));
-    ports(pod("a", "10.244.1.2", ""), "{ name: web, containerPort: 80 }")
-        + &ports(pod("b", "10.244.1.3", ""), "{ name: web, containerPort: 8080 }")
-        + &ports(pod("c", "10.244.1.4", ""), "{ name: web, containerPort: 99, protocol: UDP }")
-}
-
-fn policy(spec: &str) -> String {
-    format!(
-        "{}---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: p, namespace: x }}\nspec: {spec}\n",
-        pods_with_ports()
-    )
-}
-
-fn ports(rule: &v1::Rule) -> Vec<(v1::Protocol, u32, u32)> {
-    rule.ports.iter().map(|port| (port.protocol(), port.first, port.last)).collect()
-}
-
-#[test]
-fn a_named_port_is_each_subjects_own() {
-    let compiled =
-        Compiled::of(&policy("{ podSelector: {}, ingress: [{ ports: [{ port: web }, { port: 22 }] }] }"));
-    let policy = compiled.policy("x/p");
-    assert!(policy.isolates_ingress && !policy.isolates_egress);
-    assert_eq!(policy.subjects.len(), 3);
-    let mut rules: Vec<_> =
-        policy.ingress.iter().map(|rule| (ports(rule), compiled.apps(&rule.subjects))).collect();
-    rules.sort();
-    let tcp = |port| vec![(v1::Protocol::Tcp, port, port)];
-    let apps = |apps: &[&str]| apps.iter().map(ToString::to_string).collect();
-    assert_eq!(rules, [(tcp(22), apps(&[])), (tcp(80), apps(&["x/a"])), (tcp(8080), apps(&["x/b"]))]);
-    assert!(policy.ingress.iter().all(|rule| rule.any_peer && rule.index == 0));
-}
-
-#[test]
-fn a_named_port_that_no_subject_has_allows_nothing() {
-    let compiled = Compiled::of(&policy("{ podSelector: {}, ingress: [{ ports: [{ port: ssh }] }] }"));
-    assert!(compiled.policy("x/p").ingress.is_empty());
-}
-
-#[test]
-fn a_named_port_outwards_is_each_peers_own() {
-    let compiled = Compiled::of(&policy(
-        "{ podSelector: {}, policyTypes: [Egress], egress: [{}, { ports: [{ port: web }], \
-         to: [{ podSelector: { matchLabels: { app: b } } }, { ipBlock: { cidr: 10.244.1.0/24, except: [10.244.1.3/32] } }] }] }",
-    ));
-    let [all, to_pods, to_block] = &compiled.policy("x/p").egress[..] else { panic!() };
-    assert!(all.any_peer && all.ports.is_empty() && all.index == 0);
-    assert_eq!(compiled.apps(&to_pods.peer_identities), ["x/b".to_owned()].into());
-    assert_eq!(
-        (ports(to_pods), to_pods.any_peer, to_pods.index),
-        (vec![(v1::Protocol::Tcp, 8080, 8080)], false, 1)
-    );
-    // Of the pods in the block, only one has such a port and is in no hole.
-    let cidr = to_block.peer_blocks[0].cidr.as_ref().unwrap();
-    assert_eq!(
-        (&cidr.address[..], cidr.prefix_len, to_block.peer_blocks.len()),
-        (&[10, 244, 1, 2][..], 32, 1)
-    );
-    assert_eq!(ports(to_block), [(v1::Protocol::Tcp, 80, 80)]);
-}
-
-#[test]
-fn peers() {
-    let other = pod("d", "10.244.1.5", "").replace("namespace: x", "namespace: other");
-    let namespace =
-        "---\napiVersion: v1\nkind: Namespace\nmetadata: { name: other, labels: { team: blue } }\n";
-    let peers = |peer: &str| {
-        let spec =
-            format!("{{ podSelector: {{ matchLabels: {{ app: a }} }}, ingress: [{{ from: [{peer}] }}] }}");
-        let compiled = Compiled::of(&(policy(&spec) + &other + namespace));
-        let policy = compiled.policy("x/p");
-        assert_eq!(compiled.apps(&policy.subjects), ["x/a".to_owned()].into());
-        let peers: BTreeSet<_> =
-            policy.ingress.iter().flat_map(|rule| compiled.apps(&rule.peer_identities)).collect();
-        peers.into_iter().collect::<Vec<_>>().join(" ")
-    };
-    assert_eq!(peers("{ podSelector: {} }"), "x/a x/b x/c");
-    assert_eq!(
-        peers("{ podSelector: { matchExpressions: [{ key: app, operator: NotIn, values: [a] }] } }"),
-        "x/b x/c"
-    );
-    assert_eq!(peers("{ namespaceSelector: {} }"), "other/d x/a x/b x/c");
-    assert_eq!(peers("{ namespaceSelector: { matchLabels: { team: blue } } }"), "other/d");
-    assert_eq!(
-        peers("{ namespaceSelector: { matchLabels: { kubernetes.io/metadata.name: x } } }"),
-        "x/a x/b x/c"
-    );
-    assert_eq!(
-        peers(
-            "{ namespaceSelector: { matchLabels: { team: blue } }, podSelector: { matchLabels: { app: a } } }"
-        ),
-        ""
-    );
-    assert_eq!(
-        peers(
-            "{ namespaceSelector: { matchLabels: { team: blue } } }, { podSelector: { matchLabels: { app: b } } }"
-        ),
-        "other/d x/b"
-    );
-}
-
-#[test]
-fn rules_of_no_peer_and_no_port_are_not_rules_of_all() {
-    let compiled = Compiled::of(&policy(
-        "{ podSelector: {}, ingress: [{ from: [{ podSelector: { matchLabels: { app: nobody } } }] }, \
-         { from: [{ ipBlock: { cidr: 10.1.2.3/8 } }], ports: [{ protocol: UDP }, { port: 5, endPort: 7 }] }] }",
-    ));
-    let [rule] = &compiled.policy("x/p").ingress[..] else { panic!() };
-    assert_eq!((rule.index, rule.any_peer), (1, false));
-    assert_eq!(rule.peer_blocks[0].cidr.as_ref().unwrap().address, [10, 0, 0, 0]);
-    assert_eq!(ports(rule), [(v1::Protocol::Tcp, 5, 7), (v1::Protocol::Udp, 0, 65535)]);
 }

@@ -90,7 +90,10 @@ fn apply(tables: &mut Tables, transaction: v1::Transaction) -> v1::Ack {
         Some(refused(Code::BaseMismatch, None))
     } else {
         let is_plain = |object: &v1::Object| match object.object.as_ref().unwrap() {
-            v1::object::Object::Policy(policy) => policy.ingress.is_empty() && policy.egress.is_empty(),
+            v1::object::Object::Policy(policy) => {
+                let mut rules = policy.ingress.iter().chain(&policy.egress);
+                rules.all(|rule| rule.action() == v1::Action::Deny && rule.any_peer)
+            }
             _ => false,
         };
         let wrong = upserts.iter().find(|(at, object)| tables.refuses.contains(at) && !is_plain(object));
@@ -191,17 +194,11 @@ impl Dataplane for Service {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
-    async fn explain(
-        &self,
-        _: Request<v1::ExplainRequest>,
-    ) -> Result<Response<v1::ExplainResponse>, Status> {
+    async fn explain(&self, _: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
-    async fn what_if(
-        &self,
-        _: Request<v1::WhatIfRequest>,
-    ) -> Result<Response<v1::WhatIfResponse>, Status> {
+    async fn what_if(&self, _: Request<v1::WhatIfRequest>) -> Result<Response<v1::WhatIfResponse>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 

@@ -34,7 +34,7 @@ fn a_pod_that_is_isolated_is_told_of_each_rule_why_it_does_not_match() {
         "its peers are pods app=none of namespace shop (there are none) or 10.0.0.0/9; the source is pod \
          shop/api-1 (10.244.1.6) with app=api",
         "it has no peers",
-        "its ports are TCP http or port metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
+        "its ports are those of TCP called http or those called metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
          no port metrics",
     ];
     assert_eq!(told.because(1), expected);
@@ -70,7 +70,7 @@ fn a_rule_that_decides_is_told_with_its_peers_and_ports() {
     let told = Told::of(vec![ingress("shop/web", WEBS, vec![by_name])], API, WEB, 80);
     assert_eq!(
         told.because(1),
-        ["its ports are port http; asked is TCP 80; port http is TCP 8080 at shop/web-1"]
+        ["its ports are those called http; asked is TCP 80; port http is TCP 8080 at shop/web-1"]
     );
 }
 
@@ -269,6 +269,8 @@ fn services_lead_to_their_backends_before_anybody_is_judged() {
     // And so is this node seen, wherever it speaks from.
     assert_eq!(way("192.0.2.11", DB, 5432, TCP).seen_as, Some(addr("10.244.1.1")));
     assert_eq!(way("192.0.2.12", WEB, 80, TCP).seen_as, Some(addr("10.244.2.1")));
+    let from_node = way("192.0.2.12", "192.0.2.11", 30306, TCP);
+    assert_eq!((from_node.ends.dst, from_node.note), (addr("10.244.2.7"), None));
     // What another node's node port leads to is that node's to say.
     let there = way(API, "192.0.2.12", 30306, TCP);
     assert!(there.note.unwrap().contains("shop/db:sql"));

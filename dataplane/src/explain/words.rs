@@ -187,7 +187,8 @@ fn port_missed(question: &Question<'_>, rule: &Rule) -> String {
     let ports: Vec<String> = ranges.chain(names).collect();
     let mut text = format!("its ports are {}; asked is {}", listed(&ports, "or"), asked_port(question));
     let destination = question.destination();
-    for name in rule.named_ports.iter().take(MOST_NAMED) {
+    let has_ports = matches!(question.peer.proto, proto::TCP | proto::UDP | proto::SCTP);
+    for name in rule.named_ports.iter().take(if has_ports { MOST_NAMED } else { 0 }) {
         let meant: Vec<String> = named_ports(question)
             .iter()
             .filter(|port| name.is_for(port))
@@ -265,8 +266,8 @@ fn range_words(range: &PortRange) -> String {
 
 fn name_words(port: &PortName) -> String {
     match port.proto {
-        Some(proto) => format!("{} {}", protocol_name(proto), port.name),
-        None => format!("port {}", port.name),
+        Some(proto) => format!("those of {} called {}", protocol_name(proto), port.name),
+        None => format!("those called {}", port.name),
     }
 }
 

@@ -7,8 +7,8 @@ use super::world::{
     PortNumber, Rule, Selector, addresses, node_addresses,
 };
 
-/// Says in an annotation that a policy, or all of a namespace's, are only tried out.
-const AUDIT: (&str, &str) = ("wirelane.io/audit", "true");
+/// Annotation of a policy, or of a namespace for all policies in it: whether it is only tried out.
+const AUDIT: &str = "wirelane.io/policy-audit";
 
 impl Change {
     /// The object's manifest; or its name, as in "Pod x/a", if it is gone.
@@ -190,8 +190,8 @@ impl Selector {
     }
 }
 
-fn audit(on: bool) -> Value {
-    if on { json!({AUDIT.0: AUDIT.1}) } else { json!({}) }
+fn audit(on: Option<bool>) -> Value {
+    with([(AUDIT, on.map(|on| json!(on.to_string())))])
 }
 
 /// An object with those of the fields that are there.

@@ -112,7 +112,11 @@ pub fn pod() -> impl Strategy<Value = Pod> {
 }
 
 fn namespace() -> impl Strategy<Value = Namespace> {
-    (labels(), prop::bool::weighted(0.1)).prop_map(|(labels, audit)| Namespace { labels, audit })
+    (labels(), audit()).prop_map(|(labels, audit)| Namespace { labels, audit })
+}
+
+fn audit() -> impl Strategy<Value = Option<bool>> {
+    weighted(0.2, any::<bool>())
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
@@ -148,7 +152,7 @@ fn optional<T: std::fmt::Debug + Clone>(
 pub fn network_policy() -> impl Strategy<Value = NetworkPolicy> {
     let types = weighted(0.7, subsequence(vec!["Ingress", "Egress"], 0..3));
     let subjects = weighted(0.9, selector());
-    (subjects, types, optional(rule()), optional(rule()), prop::bool::weighted(0.1)).prop_map(
+    (subjects, types, optional(rule()), optional(rule()), audit()).prop_map(
         |(subjects, types, ingress, egress, audit)| NetworkPolicy { subjects, types, ingress, egress, audit },
     )
 }
@@ -188,7 +192,7 @@ fn port() -> impl Strategy<Value = Port> {
 pub fn cluster_policy() -> impl Strategy<Value = ClusterPolicy> {
     let tier = select(vec!["Admin", "Baseline"]);
     let rules = |is_egress| vec(cluster_rule(is_egress), 0..3);
-    (tier, 0u32..3, cluster_pods(), rules(false), rules(true), prop::bool::weighted(0.1)).prop_map(
+    (tier, 0u32..3, cluster_pods(), rules(false), rules(true), audit()).prop_map(
         |(tier, priority, subject, ingress, egress, audit)| ClusterPolicy {
             tier,
             priority,

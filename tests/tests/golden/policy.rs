@@ -171,7 +171,7 @@ fn changes() -> Vec<Row> {
             .told(|control| {
                 let mut policy = db_policy(vec![]);
                 if let Object::Policy(policy) = &mut policy {
-                    policy.subjects = vec![cluster::IDENTITY_WEB];
+                    policy.subjects = vec![cluster::selected(cluster::IDENTITY_WEB)];
                 }
                 control.change(vec![policy], &[]);
             })

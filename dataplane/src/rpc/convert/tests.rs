@@ -81,26 +81,24 @@ fn local_node() -> impl Strategy<Value = Object> {
         (1u16.., 0u32..1 << 24, 1280u16..),
         (option::of(masquerade()), any::<[bool; 3]>(), any::<u32>()),
     )
-        .prop_map(
-            |(names, (vxlan_port, vni, pod_mtu), (masquerade, flags, grace))| {
-                let [clamp_mss, answer_echo, reset_cut_flows] = flags;
-                let (name, addresses, pod_cidrs, service_cidrs) = names;
-                Object::LocalNode(LocalNode {
-                    name,
-                    addresses,
-                    pod_cidrs,
-                    service_cidrs,
-                    vxlan_port,
-                    vni,
-                    pod_mtu,
-                    masquerade,
-                    clamp_mss,
-                    answer_echo,
-                    reset_cut_flows,
-                    backend_grace_seconds: grace,
-                })
-            },
-        )
+        .prop_map(|(names, (vxlan_port, vni, pod_mtu), (masquerade, flags, grace))| {
+            let [clamp_mss, answer_echo, reset_cut_flows] = flags;
+            let (name, addresses, pod_cidrs, service_cidrs) = names;
+            Object::LocalNode(LocalNode {
+                name,
+                addresses,
+                pod_cidrs,
+                service_cidrs,
+                vxlan_port,
+                vni,
+                pod_mtu,
+                masquerade,
+                clamp_mss,
+                answer_echo,
+                reset_cut_flows,
+                backend_grace_seconds: grace,
+            })
+        })
 }
 
 fn masquerade() -> impl Strategy<Value = Masquerade> {
@@ -206,7 +204,8 @@ fn policy() -> impl Strategy<Value = Object> {
     prop::sample::select(tiers).prop_flat_map(|tier| {
         let is_namespaced = tier == Tier::NetworkPolicy;
         let name = if is_namespaced { full_name().boxed() } else { name().boxed() };
-        let isolates = any::<[bool; 2]>().prop_map(move |both| both.map(|isolates| isolates && is_namespaced));
+        let isolates =
+            any::<[bool; 2]>().prop_map(move |both| both.map(|isolates| isolates && is_namespaced));
         let what = (name, any::<u32>(), any::<bool>(), or_empty(words()));
         (what, vec(words(), 0..4), isolates, vec(rule(tier), 0..3), vec(rule(tier), 0..3)).prop_map(
             move |((name, priority, audit, fault), subjects, isolates, ingress, egress)| {
@@ -358,8 +357,16 @@ fn a_policy_is_checked() {
         ),
         (|policy| policy.ingress[0].ports[0].last = 7, "ingress[0].ports[0].last", "before the first port"),
         (|policy| policy.ingress[0].ports[0].protocol = 0, "ingress[0].ports[0].protocol", "is none that"),
-        (|policy| policy.ingress[0].named_ports[0].name.clear(), "ingress[0].named_ports[0].name", "is empty"),
-        (|policy| policy.ingress[0].named_ports[0].protocol = 9, "ingress[0].named_ports[0].protocol", "none that"),
+        (
+            |policy| policy.ingress[0].named_ports[0].name.clear(),
+            "ingress[0].named_ports[0].name",
+            "is empty",
+        ),
+        (
+            |policy| policy.ingress[0].named_ports[0].protocol = 9,
+            "ingress[0].named_ports[0].protocol",
+            "none that",
+        ),
         (|policy| block(policy).cidr = None, "ingress[0].peer_blocks[0].cidr", "is missing"),
         (
             |policy| block(policy).except[0].address[0] = 11,
@@ -396,7 +403,8 @@ fn a_selection_is_checked() {
 #[test]
 fn an_identity_is_checked() {
     let port = v1::NamedPort { name: "http".into(), protocol: v1::Protocol::Tcp.into(), port: 80 };
-    let good = v1::Identity { id: 7, namespace: "shop".into(), named_ports: vec![port], ..Default::default() };
+    let good =
+        v1::Identity { id: 7, namespace: "shop".into(), named_ports: vec![port], ..Default::default() };
     let faults: Faults<'_, v1::Identity> = &[
         (|identity| identity.id = 0, "id", "nobody's identity"),
         (|identity| identity.named_ports[0].name.clear(), "named_ports[0].name", "is empty"),

@@ -47,14 +47,12 @@ fn case_text(case: &ExplainedCase) -> String {
         _ => "denied",
     };
     let Some(first) = case.connections.first() else { return text };
-    let from = named(&first.source_pod, &address(&first.tuple.clone().unwrap_or_default().source));
     let mut line = |indent: usize, words: &str| {
         let _writing_to_a_string_succeeds = writeln!(text, "{:indent$}{words}", "");
     };
-    line(0, &format!("{verdict}: {from} to {}", destination(first)));
+    line(0, &format!("{verdict}: {} to {}", source(first), destination(first)));
     for other in case.connections.iter().skip(1) {
-        let from = named(&other.source_pod, &address(&other.tuple.clone().unwrap_or_default().source));
-        line(0, &format!("{verdict}: {from} to {}, alike", destination(other)));
+        line(0, &format!("alike: {} to {}", source(other), destination(other)));
     }
     if !case.reason.is_empty() {
         line(2, &format!("before any policy is asked: {} ({})", case.sentence, case.reason));
@@ -73,13 +71,21 @@ fn case_text(case: &ExplainedCase) -> String {
     }
     for connection in case.connections.iter().filter(|connection| !connection.seen_as.is_empty()) {
         let seen_as = address(&connection.seen_as);
-        line(2, &format!("{} sees it come from {seen_as}, the node before", end_of(connection)));
+        line(
+            2,
+            &format!("{} sees {seen_as} as the source, the address of the node before", end_of(connection)),
+        );
     }
     case.notes.iter().for_each(|note| line(2, &format!("note: {note}")));
     for contradiction in &case.contradictions {
         line(0, &format!("THIS EXPLANATION IS WRONG, which is a mistake in Wirelane: {contradiction}"));
     }
     text
+}
+
+fn source(connection: &ExplainedConnection) -> String {
+    let tuple = connection.tuple.clone().unwrap_or_default();
+    named(&connection.source_pod, &address(&tuple.source))
 }
 
 /// Where it goes: to a Service's backend with the chance that it gets that one.

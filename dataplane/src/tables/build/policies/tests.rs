@@ -11,8 +11,8 @@ use crate::stages::policy::{Ends, judge};
 use crate::tables::Tables;
 use crate::tables::neighbours::Neighbours;
 use crate::tables::objects::{
-    Action, Identity, IpBlock, LocalNode, NamedPort, Object, ObjectKey, Pod, Policy, PortName, PortRange, Rule,
-    Selection, Tier,
+    Action, Identity, IpBlock, LocalNode, NamedPort, Object, ObjectKey, Pod, Policy, PortName, PortRange,
+    Rule, Selection, Tier,
 };
 use crate::tables::policy::{Direction, Judged, Judgement, Peer, rule_name};
 use crate::wire::Addr;
@@ -119,7 +119,8 @@ fn object() -> impl Strategy<Value = Object> {
             identity,
         })
     });
-    let port = (port_name(), proto(), 0u16..12).prop_map(|(name, proto, port)| NamedPort { name, proto, port });
+    let port =
+        (port_name(), proto(), 0u16..12).prop_map(|(name, proto, port)| NamedPort { name, proto, port });
     let identity = (1..=IDENTITIES, few(port)).prop_map(|(id, named_ports)| {
         Object::Identity(Identity { id, namespace: "ns".into(), labels: BTreeMap::new(), named_ports })
     });
@@ -171,9 +172,8 @@ impl Model<'_> {
         let identities = self.0.iter().filter_map(|object| object.identity());
         let named: Vec<&NamedPort> =
             identities.filter(|of| of.id == destination).flat_map(|of| &of.named_ports).collect();
-        let is_in = |range: &PortRange| {
-            range.proto == peer.proto && (range.first..=range.last).contains(&peer.port)
-        };
+        let is_in =
+            |range: &PortRange| range.proto == peer.proto && (range.first..=range.last).contains(&peer.port);
         let is_called = |name: &PortName| {
             named.iter().any(|port| name.is_for(port) && (port.proto, port.port) == (peer.proto, peer.port))
         };
@@ -185,7 +185,8 @@ impl Model<'_> {
     fn ask(&self, with_audited: bool, direction: Direction, subject: u32, peer: &Peer) -> Outcome {
         let about = self.about(direction, subject);
         for tier in [Tier::Admin, Tier::NetworkPolicy, Tier::Baseline] {
-            let of_tier = about.iter().filter(|policy| policy.tier == tier && (with_audited || !policy.audit));
+            let of_tier =
+                about.iter().filter(|policy| policy.tier == tier && (with_audited || !policy.audit));
             let mut first = None;
             for policy in of_tier.clone() {
                 for rule in policy.rules(direction) {
