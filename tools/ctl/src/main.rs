@@ -62,7 +62,7 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
-    /// Say which policy and rule let a connection be, or not, and why.
+    /// Say which policy and rule allow a connection or deny it, and why.
     ///
     /// At each end it says which rule decides; or which policies isolate, and of each of their rules why it does not
     /// match. It is answered by the matcher and the tables that packets meet, also for pods of other nodes.
