@@ -10,8 +10,8 @@ use crate::io::frame::FramePool;
 use crate::stats::DropRecord;
 use crate::tables::build::{Builder, PortConfig};
 use crate::tables::objects::{
-    Action, Backend, Frontend, FrontendKind, LocalNode, Object, ObjectKey, Pod, Policy, Rule, Selection, Service,
-    ServicePort, Tier,
+    Action, Backend, Frontend, FrontendKind, LocalNode, Object, ObjectKey, Pod, Policy, Rule, Selection,
+    Service, ServicePort, Tier,
 };
 use crate::tables::policy::Direction;
 use crate::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_PORT};

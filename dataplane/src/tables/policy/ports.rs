@@ -135,7 +135,8 @@ mod tests {
     /// Whether each port, and those where mistakes are made, has the first of the ranges that hold it.
     fn check(ranges: &[(u32, u32, u32)], asked: &[u32]) -> Result<(), TestCaseError> {
         let ports = Ports::new(ranges, found);
-        let ends = ranges.iter().flat_map(|(first, last, _)| [first.saturating_sub(1), *first, *last, last + 1]);
+        let ends =
+            ranges.iter().flat_map(|(first, last, _)| [first.saturating_sub(1), *first, *last, last + 1]);
         for port in asked.iter().copied().chain(ends).filter(|port| *port <= EVERY_PORT.1) {
             let holding = ranges.iter().filter(|(first, last, _)| (*first..=*last).contains(&port));
             let first = holding.map(|(_, _, order)| *order).min();
@@ -145,8 +146,9 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = (u32, u32)> {
-        (6u8..8, any::<u16>(), 0u16..300)
-            .prop_map(|(proto, first, more)| (number(proto, first), number(proto, first.saturating_add(more))))
+        (6u8..8, any::<u16>(), 0u16..300).prop_map(|(proto, first, more)| {
+            (number(proto, first), number(proto, first.saturating_add(more)))
+        })
     }
 
     proptest! {
@@ -183,7 +185,14 @@ mod tests {
     fn check_some(ranges: &[(u32, u32, u32)], asked: &[u32]) {
         let ports = Ports::new(ranges, found);
         assert!(matches!(ports, Ports::Direct(_)));
-        let more = [number(6, 0), number(6, 14_997), number(6, 14_998), number(17, 50), number(17, 60), EVERY_PORT.1];
+        let more = [
+            number(6, 0),
+            number(6, 14_997),
+            number(6, 14_998),
+            number(17, 50),
+            number(17, 60),
+            EVERY_PORT.1,
+        ];
         for port in asked.iter().copied().chain(more) {
             let holding = ranges.iter().filter(|(first, last, _)| (*first..=*last).contains(&port));
             let first = holding.map(|(_, _, order)| *order).min();
