@@ -91,7 +91,7 @@ enum Command {
     /// Say what a change of the cluster's objects would do to connections, without touching anything.
     ///
     /// Looks at the node's live connections and its latest drops or, with --capture, at a capture file, for which no
-    /// daemon and no root is needed. Exits with 2 if a connection would end or be refused.
+    /// daemon and no root is needed. Exits with 3 if a connection would end or be refused.
     #[command(name = "whatif")]
     WhatIf(whatif::WhatIf),
     /// Link a pod's network namespace to the node.
@@ -214,7 +214,7 @@ const DENIED: u8 = 3;
 const STILL_DRAINING: u8 = 2;
 
 /// A change that would end or refuse connections.
-const WOULD_BREAK: u8 = 2;
+const WOULD_BREAK: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
