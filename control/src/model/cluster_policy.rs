@@ -464,7 +464,7 @@ impl Reader {
                     ports.extend(name.map(|name| PolicyPort::Named { name, protocol: None }));
                 }
                 _ => {
-                    self.faults.add(&field, "has not exactly one of tcp, udp, sctp and destinationNamedPort")
+                    self.faults.add(&field, "has not exactly one of tcp, udp, sctp and destinationNamedPort");
                 }
             }
         }

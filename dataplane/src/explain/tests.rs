@@ -220,8 +220,9 @@ fn names_mean_connections_of_each_family() {
     assert_eq!(asked(API, "10.96.0.1", "80", TCP).unwrap(), both(TCP, TCP, 8080)[..1]);
 
     let unclear = |from: &str, to: &str, port: &str| asked(from, to, port, TCP).unwrap_err().to_string();
-    assert_eq!(unclear("nobody", WEB, "80"), "there is no pod nobody");
-    assert_eq!(unclear(API, "shop/nobody", "80"), "there is no pod shop/nobody");
+    for (from, to) in [("nobody", WEB), (API, "nobody"), (API, "shop/nobody")] {
+        assert!(unclear(from, to, "80").starts_with("there is no pod "));
+    }
     assert_eq!(unclear("twin", WEB, "80"), "twin is the name of several pods: dev/twin, shop/twin");
     assert_eq!(unclear(API, "service/shop/none", "80"), "there is no service shop/none");
     assert_eq!(unclear(API, "service/shop/web", "81"), "service/shop/web has no port 81 of this protocol");

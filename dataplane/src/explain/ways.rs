@@ -78,8 +78,8 @@ pub enum Fate {
 /// Why a request means no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unclear {
-    /// No pod has the name.
-    #[error("there is no pod {0}")]
+    /// No pod has the name, or none that has an address of its own.
+    #[error("there is no pod {0} (one that is in its node's network goes by the node's address)")]
     NoPod(String),
     /// Several have.
     #[error("{name} is the name of several pods: {}", pods.join(", "))]
