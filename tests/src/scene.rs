@@ -18,7 +18,7 @@ use wirelane_dataplane::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_POR
 use wirelane_dataplane::wire::Addr;
 
 use crate::check;
-use crate::cluster::{GATEWAY_MAC, HOST_MAC, Mac, UPLINK_MAC, VNI, addr, neighbour_mac, pod_mac};
+use crate::cluster::{Cluster, GATEWAY_MAC, HOST_MAC, Mac, UPLINK_MAC, VNI, addr, neighbour_mac, pod_mac};
 use crate::manifests::Manifests;
 use crate::node::Node;
 use crate::packet::{Packet, VXLAN_PORT, flag, proto, sctp, tcp, udp};
@@ -85,6 +85,38 @@ pub fn settings(node: u8) -> Settings {
         vni: VNI,
         ..Settings::new(format!("node{node}"))
     }
+}
+
+/// The ports of a node with these pods, and what the kernel tells it. No objects yet.
+pub fn cluster(pods: Pods, here: u8) -> Cluster {
+    Cluster {
+        objects: Vec::new(),
+        ports: ports(pods, here),
+        uplink: UplinkRoutes {
+            on_link: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
+            gateways: vec![
+                ("0.0.0.0/0".parse().unwrap(), addr("192.0.2.254")),
+                ("::/0".parse().unwrap(), addr("2001:db8::254")),
+            ],
+        },
+        neighbours: ["192.0.2.", "2001:db8::"]
+            .iter()
+            .flat_map(|prefix| [1u8, 2, 3, 100, 254].map(|last| (addr(&format!("{prefix}{last}")), last)))
+            .map(|(address, last)| (address, neighbour_mac(last)))
+            .collect(),
+    }
+}
+
+/// A packet in the tunnel from one node to another.
+pub fn tunnelled(from: u8, to: u8, packet: Packet) -> Vec<u8> {
+    let vtep = |number: u8| vtep_mac_of(addr(&format!("192.0.2.{number}")));
+    udp()
+        .from(&format!("192.0.2.{from}:50000"))
+        .to(&format!("192.0.2.{to}:{VXLAN_PORT}"))
+        .without_checksum()
+        .vxlan(VNI, packet.link(vtep(from), vtep(to)))
+        .link(neighbour_mac(from), UPLINK_MAC)
+        .bytes()
 }
 
 /// One endpoint of a slice, as YAML: the pod on its node; `more` is the rest of it, such as `hints: ...`.
@@ -160,23 +192,7 @@ impl Scene {
 
     /// A scene of other pods than the usual, whose manifests are yet to come.
     pub fn of(pods: Pods, here: u8, v6: bool, proto: u8, settings: Settings) -> Scene {
-        let cluster = crate::cluster::Cluster {
-            objects: Vec::new(),
-            ports: ports(pods, here),
-            uplink: UplinkRoutes {
-                on_link: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
-                gateways: vec![
-                    ("0.0.0.0/0".parse().unwrap(), addr("192.0.2.254")),
-                    ("::/0".parse().unwrap(), addr("2001:db8::254")),
-                ],
-            },
-            neighbours: ["192.0.2.", "2001:db8::"]
-                .iter()
-                .flat_map(|prefix| [1u8, 2, 3, 100, 254].map(|last| (addr(&format!("{prefix}{last}")), last)))
-                .map(|(address, last)| (address, neighbour_mac(last)))
-                .collect(),
-        };
-        let node = Node::new(&cluster);
+        let node = Node::new(&cluster(pods, here));
         let manifests = Manifests::new(settings);
         let problems = Vec::new();
         let mut scene = Scene { node, manifests, here, pods, v6, proto, last_port: 40_000, problems };
@@ -368,15 +384,7 @@ impl Scene {
 
     /// A packet in a tunnel from a node.
     pub fn tunnelled(&self, node: u8, packet: Packet) -> Vec<u8> {
-        let vtep = |number: u8| vtep_mac_of(addr(&format!("192.0.2.{number}")));
-        let inner = packet.link(vtep(node), vtep(self.here));
-        udp()
-            .from(&format!("192.0.2.{node}:50000"))
-            .to(&format!("192.0.2.{}:{VXLAN_PORT}", self.here))
-            .without_checksum()
-            .vxlan(VNI, inner)
-            .link(neighbour_mac(node), UPLINK_MAC)
-            .bytes()
+        tunnelled(node, self.here, packet)
     }
 
     fn reached(

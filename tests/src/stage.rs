@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use crate::packet::proto;
 use crate::scene::{Outcome, Pods, Scene, settings};
@@ -75,7 +76,8 @@ impl Stage {
                 continue;
             }
             scene.proto = proto;
-            let source = std::net::SocketAddr::new(scene.address(from), scene.new_port());
+            let source = scene.address(if from == "host" { "gateway" } else { from });
+            let source = SocketAddr::new(source, scene.new_port());
             match scene.send(from, source, scene.end(&format!("{to}:{port}"))) {
                 Outcome::Reached { .. } => {}
                 Outcome::Dropped => return Ok(false),

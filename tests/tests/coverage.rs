@@ -1,4 +1,4 @@
-//! The table of rules in the README and the tests that there are: neither has what the other has not.
+//! The tables of rules in the README and the tests that there are: neither has what the other has not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 const README: &str = include_str!("../README.md");
 
-/// Files and names of tests that the table names: "`file` name, name, `file` name".
+/// Files and names of tests that the tables name: "`file` name, name, `file` name".
 fn named() -> Vec<(String, String)> {
-    let table = README.split("| rule | held by |").nth(1).expect("the README has the table");
-    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let tables: Vec<&str> = README.split("| rule | held by |").skip(1).collect();
+    assert_eq!(tables.len(), 2, "the README has one of Services and one of policies");
+    let rows = |table: &'static str| table.lines().skip(2).take_while(|line| line.starts_with('|'));
     let mut named = Vec::new();
-    for row in rows {
+    for row in tables.into_iter().flat_map(rows) {
         let held_by = row.trim_end_matches([' ', '|']).rsplit(" | ").next().expect("a row has two cells");
         let mut file = "";
         for word in held_by.split([' ', ',']).filter(|word| !word.is_empty()) {
@@ -38,7 +39,7 @@ fn tests(text: &str) -> impl Iterator<Item = &str> {
 }
 
 #[test]
-fn every_test_that_the_table_names_is_there() {
+fn every_test_that_the_tables_name_is_there() {
     let named = named();
     assert!(named.len() > 30);
     for (file, name) in named {
@@ -47,13 +48,14 @@ fn every_test_that_the_table_names_is_there() {
 }
 
 #[test]
-fn every_test_of_services_is_in_the_table() {
+fn every_test_of_services_and_policies_is_in_the_tables() {
     let named: BTreeSet<(String, String)> = named().into_iter().collect();
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/services");
-    for entry in fs::read_dir(folder).unwrap() {
-        let file = format!("tests/services/{}", entry.unwrap().file_name().to_string_lossy());
-        for test in tests(&read(&file)) {
-            assert!(named.contains(&(file.clone(), test.to_owned())), "{file}: {test} is not in the table");
+    for folder in ["tests/services", "tests/reachability"] {
+        for entry in fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+            let file = format!("{folder}/{}", entry.unwrap().file_name().to_string_lossy());
+            for test in tests(&read(&file)) {
+                assert!(named.contains(&(file.clone(), test.to_owned())), "{file}: {test} is not in a table");
+            }
         }
     }
 }

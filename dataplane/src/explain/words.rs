@@ -266,8 +266,8 @@ fn range_words(range: &PortRange) -> String {
 
 fn name_words(port: &PortName) -> String {
     match port.proto {
-        Some(proto) => format!("{} {}", protocol_name(proto), port.name),
-        None => format!("port {}", port.name),
+        Some(proto) => format!("those of {} called {}", protocol_name(proto), port.name),
+        None => format!("those called {}", port.name),
     }
 }
 

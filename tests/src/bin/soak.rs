@@ -4,13 +4,15 @@
 //! ```console
 //! $ cargo run --release -p wirelane-tests --bin soak -- --seconds 600
 //! $ cargo run --release -p wirelane-tests --bin soak -- --changes 60000
+//! $ cargo run --release -p wirelane-tests --bin soak -- --policy-changes 60000
 //! ```
 //!
 //! Each thread knows from a plain map which flows of its own keys there are, and finds exactly these; of keys that are
 //! anybody's it finds what it asked for. Now and then a flood runs over the table, which must end none of them.
 //!
 //! `--changes` is about something else: so many changes of endpoints, 1,000 a second, beneath established traffic
-//! ([`wirelane_tests::churn`]).
+//! ([`wirelane_tests::churn`]); and `--policy-changes` about so many pods that come, go and are relabelled, and what policies
+//! let through meanwhile ([`wirelane_tests::verdicts::churn`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -26,8 +28,8 @@ use wirelane_dataplane::tables::flows::{
 };
 use wirelane_dataplane::tables::route::NextHop;
 use wirelane_dataplane::wire::{Addr, proto};
-use wirelane_tests::churn;
 use wirelane_tests::random::Random;
+use wirelane_tests::{churn, verdicts};
 
 const CAPACITY: u32 = 1 << 18;
 const THREADS: usize = 2;
@@ -47,6 +49,13 @@ fn main() {
             let done = churn::run(changes, Some(Duration::from_millis(1)));
             let seconds = begun.elapsed().as_secs_f64();
             println!("{done:?} in {seconds:.1} s: no packet was lost, and no flow moved");
+            return;
+        }
+        Task::PolicyChanges(changes) => {
+            let begun = Instant::now();
+            let done = verdicts::churn::run(changes, Some(Duration::from_millis(1)));
+            let seconds = begun.elapsed().as_secs_f64();
+            println!("{done:?} in {seconds:.1} s: nothing came through that a policy refused");
             return;
         }
     };
@@ -70,6 +79,7 @@ fn main() {
 enum Task {
     Seconds(u64),
     Changes(u64),
+    PolicyChanges(u64),
 }
 
 fn task() -> Task {
@@ -78,8 +88,9 @@ fn task() -> Task {
         (None, ..) => Task::Seconds(600),
         (Some("--seconds"), Some(Ok(seconds)), None) => Task::Seconds(seconds),
         (Some("--changes"), Some(Ok(changes)), None) => Task::Changes(changes),
+        (Some("--policy-changes"), Some(Ok(changes)), None) => Task::PolicyChanges(changes),
         _ => {
-            eprintln!("usage: soak [--seconds N | --changes N]");
+            eprintln!("usage: soak [--seconds N | --changes N | --policy-changes N]");
             std::process::exit(2);
         }
     }

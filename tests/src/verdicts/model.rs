@@ -6,8 +6,8 @@
 use std::net::IpAddr;
 
 use super::world::{
-    ClusterPeer, ClusterPolicy, ClusterPort, ClusterRule, Labels, NetworkPolicy, Peer, Pod, Port, PortNumber,
-    Rule, Selector, World, addresses, node_addresses,
+    ClusterPeer, ClusterPolicy, ClusterPort, ClusterRule, Labels, NetworkPolicy, PLACES, Peer, Pod, Port,
+    PortNumber, Rule, Selector, World, node_addresses,
 };
 
 /// A connection: who meant to reach whom.
@@ -48,8 +48,13 @@ pub enum Decision {
 /// What becomes of a connection at a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It passes; where policies that are only tried out would deny it, at this end and by this rule.
-    Passes(Option<(Direction, Option<String>)>),
+    /// It passes.
+    Passes {
+        /// The rules that accept it, of egress and ingress, where one had to.
+        rules: [Option<String>; 2],
+        /// Where policies that are only tried out would deny it: at this end, by this rule.
+        audit: Option<(Direction, Option<String>)>,
+    },
     /// It is denied at this end, by this rule.
     Denied(Direction, Option<String>),
 }
@@ -66,25 +71,35 @@ enum Asked {
 impl World {
     /// What becomes of a connection at a node. It judges its own pods, and its own traffic to them not at all.
     pub fn verdict(&self, node: usize, connection: &Connection) -> Verdict {
-        // A pod cannot be kept from itself; but what comes back to it through a Service is judged.
-        if connection.src == connection.dst && !connection.through_service {
-            return Verdict::Passes(None);
-        }
-        let mut would_be = None;
-        for (direction, end) in [(Direction::Egress, connection.src), (Direction::Ingress, connection.dst)] {
-            let is_here = self.pod_at(end).is_some() && is_on(node, end);
-            let is_from_node = direction == Direction::Ingress && is_own_address(node, connection.src);
-            if !is_here || is_from_node {
+        let (mut rules, mut audit) = ([None, None], None);
+        for (direction, accepted_by) in [Direction::Egress, Direction::Ingress].into_iter().zip(&mut rules) {
+            let end = connection.subject(direction);
+            if self.node_of(end) != Some(node) || self.is_exempt(direction, connection) {
                 continue;
             }
-            if let Decision::Denied(rule) = self.decision(direction, connection) {
-                return Verdict::Denied(direction, rule);
+            match self.decision(direction, connection) {
+                Decision::Default => {}
+                Decision::Allowed(rule) => *accepted_by = Some(rule),
+                Decision::Denied(rule) => return Verdict::Denied(direction, rule),
             }
             if let Decision::Denied(rule) = self.ask(direction, connection, Asked::All) {
-                would_be = would_be.or(Some((direction, rule)));
+                audit = audit.or(Some((direction, rule)));
             }
         }
-        Verdict::Passes(would_be)
+        Verdict::Passes { rules, audit }
+    }
+
+    /// Whether no policy is asked about a connection at one of its ends.
+    pub fn is_exempt(&self, direction: Direction, connection: &Connection) -> bool {
+        let Some(node) = self.node_of(connection.subject(direction)) else { return true };
+        // A pod cannot be kept from itself; but what comes back to it through a Service is judged.
+        let is_itself = connection.src == connection.dst && !connection.through_service;
+        is_itself || direction == Direction::Ingress && is_own_address(node, connection.src)
+    }
+
+    /// The number of the node of the pod at an address.
+    pub fn node_of(&self, address: IpAddr) -> Option<usize> {
+        self.pod_at(address).map(|(_, pod)| PLACES[pod.place].0)
     }
 
     /// What the policies of one end say; that end has to be a pod.
@@ -93,11 +108,11 @@ impl World {
     }
 
     fn ask(&self, direction: Direction, connection: &Connection, asked: Asked) -> Decision {
-        let (subject, peer) = match direction {
-            Direction::Ingress => (connection.dst, connection.src),
-            Direction::Egress => (connection.src, connection.dst),
+        let (namespace, pod) = self.pod_at(connection.subject(direction)).expect("a pod");
+        let peer = match direction {
+            Direction::Ingress => connection.src,
+            Direction::Egress => connection.dst,
         };
-        let (namespace, pod) = self.pod_at(subject).expect("a pod");
         let about = About { world: self, namespace, pod, direction, peer, connection };
         // Admin, then NetworkPolicies, then Baseline, then everything is allowed.
         if let Some(decision) = about.cluster_policies("Admin", asked) {
@@ -107,6 +122,16 @@ impl World {
             return decision;
         }
         about.cluster_policies("Baseline", asked).unwrap_or(Decision::Default)
+    }
+}
+
+impl Connection {
+    /// The end whose policies are asked.
+    pub fn subject(&self, direction: Direction) -> IpAddr {
+        match direction {
+            Direction::Ingress => self.dst,
+            Direction::Egress => self.src,
+        }
     }
 }
 
@@ -304,11 +329,6 @@ impl Selector {
                 }
             })
     }
-}
-
-fn is_on(node: usize, address: IpAddr) -> bool {
-    (0..super::world::PLACES.len())
-        .any(|place| super::world::PLACES[place].0 == node && addresses(place).contains(&address))
 }
 
 /// Whether a node itself speaks with this address: its own, or the one that it has towards its pods.

@@ -205,23 +205,26 @@ impl World {
         changes
     }
 
-    /// Takes in a change. Gives all that change by it, in order: who gets an address that somebody has, gets it when that
-    /// one has completed.
+    /// Takes in a change. Gives all that change by it, in order: see [`World::release`].
     pub fn change(&mut self, change: Change) -> Vec<Change> {
-        let mut all = Vec::new();
-        if let Change::Pod(ns, name, Some(pod)) = &change
-            && pod.has_address()
-        {
-            let holder = self
-                .pods
-                .iter_mut()
-                .find(|(at, other)| **at != (*ns, *name) && other.has_address() && other.place == pod.place);
-            if let Some(((ns, name), holder)) = holder {
-                holder.ended = true;
-                all.push(Change::Pod(ns, name, Some(holder.clone())));
-            }
-        }
+        let mut all = Vec::from_iter(self.release(&change));
         all.push(change.clone());
+        self.put(change);
+        all
+    }
+
+    /// Who gets an address that somebody has, gets it when that one has completed: completes it.
+    pub fn release(&mut self, change: &Change) -> Option<Change> {
+        let Change::Pod(ns, name, Some(pod)) = change else { return None };
+        let mut others = self.pods.iter_mut().filter(|(at, _)| **at != (*ns, *name));
+        let holder = others.find(|(_, other)| other.has_address() && other.place == pod.place);
+        let ((ns, name), holder) = holder.filter(|_| pod.has_address())?;
+        holder.ended = true;
+        Some(Change::Pod(ns, name, Some(holder.clone())))
+    }
+
+    /// Takes in a change alone.
+    pub fn put(&mut self, change: Change) {
         match change {
             Change::Node(number, labels) => self.nodes[number - 1] = labels,
             Change::Namespace(name, namespace) => _ = self.namespaces.insert(name, namespace),
@@ -233,7 +236,6 @@ impl World {
                 put(&mut self.cluster_policies, format!("c{number}"), policy);
             }
         }
-        all
     }
 
     /// The pod that has an address: one with a network of its own, that has not completed.

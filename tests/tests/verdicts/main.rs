@@ -1,16 +1,19 @@
 //! Random clusters with random policies, and random connections: what the control process compiles and the dataplane judges,
-//! against a naive model ([`wirelane_tests::verdicts`]). Each cluster comes at once, and then changes object by object.
+//! against a naive model ([`wirelane_tests::verdicts`]), verdicts, rules and explanations. Each cluster comes at once, and then
+//! changes object by object.
 
-use std::net::IpAddr;
+mod packets;
+
+use std::cell::Cell;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
-use wirelane_dataplane::stages::policy::{self, Denied, Ends};
-use wirelane_dataplane::tables::Tables;
+use wirelane_dataplane::explain::{self, Explanation, Outcome};
+use wirelane_dataplane::stages::policy::{self, Admission, Denied, Ends};
 use wirelane_dataplane::tables::build::Builder;
 use wirelane_dataplane::tables::neighbours::Neighbours;
-use wirelane_dataplane::tables::policy::{Direction, Judgement, Peer};
+use wirelane_dataplane::tables::policy::Direction;
 use wirelane_dataplane::wire::Addr;
 use wirelane_tests::manifests::{Manifests, Told};
 use wirelane_tests::packet::proto;
@@ -22,36 +25,74 @@ use wirelane_tests::verdicts::world::{Change, World};
 /// Clusters, each of which then changes up to so often, and connections after each change.
 const CLUSTERS: u32 = 10_000;
 const CHANGES: usize = 4;
-const CONNECTIONS: usize = 24;
+const CONNECTIONS: usize = 20;
+/// The first of them are explained, too.
+const EXPLAINED: usize = 3;
 
 #[test]
 fn random_clusters() {
-    // Those that have failed once are tried first.
+    let seen = Seen::default();
+    let cases = (world(), vec(change(), 0..=CHANGES), vec(connection(), CONNECTIONS));
+    check(CLUSTERS, cases, |(world, changes, connections)| compare(world, changes, &connections, &seen));
+    println!("{seen:?}");
+    for one in [&seen.passed, &seen.accepted, &seen.denied, &seen.isolated, &seen.audited] {
+        assert!(one.get() > 5_000, "each outcome is met often: {seen:?}");
+    }
+}
+
+/// So many random cases, after those that have failed once.
+fn check<S: Strategy>(cases: u32, strategy: S, compare: impl Fn(S::Value) -> Result<(), String>) {
     let seeds =
         FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds/verdicts.txt"));
     let config = ProptestConfig {
-        cases: CLUSTERS,
+        cases,
         failure_persistence: Some(Box::new(seeds)),
-        max_shrink_iters: 20_000,
+        max_shrink_iters: 2_000,
         ..ProptestConfig::default()
     };
-    let cases = (world(), vec(change(), 0..=CHANGES), vec(connection(), CONNECTIONS));
-    let result = TestRunner::new(config).run(&cases, |(world, changes, connections)| {
-        compare(world, changes, &connections).map_err(TestCaseError::fail)
-    });
+    let result = TestRunner::new(config).run(&strategy, |case| compare(case).map_err(TestCaseError::fail));
     if let Err(error) = result {
         panic!("{error}");
     }
 }
 
-fn compare(mut world: World, changes: Vec<Change>, connections: &[Connection]) -> Result<(), String> {
+/// How often each outcome was met.
+#[derive(Debug, Default)]
+struct Seen {
+    clusters: Cell<u32>,
+    passed: Cell<u32>,
+    accepted: Cell<u32>,
+    denied: Cell<u32>,
+    isolated: Cell<u32>,
+    audited: Cell<u32>,
+}
+
+impl Seen {
+    fn note(&self, verdict: &Verdict) {
+        let count = match verdict {
+            Verdict::Passes { audit: Some(_), .. } => &self.audited,
+            Verdict::Passes { rules: [None, None], .. } => &self.passed,
+            Verdict::Passes { .. } => &self.accepted,
+            Verdict::Denied(_, Some(_)) => &self.denied,
+            Verdict::Denied(_, None) => &self.isolated,
+        };
+        count.update(|n| n + 1);
+    }
+}
+
+fn compare(
+    mut world: World,
+    changes: Vec<Change>,
+    connections: &[Connection],
+    seen: &Seen,
+) -> Result<(), String> {
     let mut cluster = Cluster::new();
     cluster.tell(&world.changes());
-    cluster.compare(&world, connections)?;
+    cluster.compare(&world, connections, seen)?;
     for change in changes {
         let text = format!("{change:?}");
         cluster.tell(&world.change(change));
-        cluster.compare(&world, connections).map_err(|error| format!("after {text}: {error}"))?;
+        cluster.compare(&world, connections, seen).map_err(|error| format!("after {text}: {error}"))?;
     }
     Ok(())
 }
@@ -83,9 +124,10 @@ impl Cluster {
         self.builder.change(upserts, &deletes);
     }
 
-    fn compare(&mut self, world: &World, connections: &[Connection]) -> Result<(), String> {
+    fn compare(&mut self, world: &World, connections: &[Connection], seen: &Seen) -> Result<(), String> {
+        seen.clusters.update(|n| n + 1);
         let tables = self.builder.build(&Neighbours::default());
-        for connection in connections {
+        for (n, connection) in connections.iter().enumerate() {
             let ends = Ends {
                 src: Addr::from(connection.src),
                 dst: Addr::from(connection.dst),
@@ -94,7 +136,10 @@ impl Cluster {
                 through_service: connection.through_service,
             };
             let ours = match policy::judge(&ends, &tables) {
-                Ok(admission) => Verdict::Passes(admission.audit.map(|denied| self.by(&denied))),
+                Ok(Admission { rules: (egress, ingress), audit }) => Verdict::Passes {
+                    rules: [self.name(egress), self.name(ingress)],
+                    audit: audit.map(|denied| self.by(&denied)),
+                },
                 Err(denied) => {
                     let (direction, rule) = self.by(&denied);
                     Verdict::Denied(direction, rule)
@@ -104,37 +149,10 @@ impl Cluster {
             if ours != expected {
                 return Err(format!("{connection:?}: {ours:?}, and not {expected:?}, in {world:#?}"));
             }
-            self.compare_ends(world, connection, &tables)?;
-        }
-        Ok(())
-    }
-
-    /// Each end alone, whichever node its pod is on.
-    fn compare_ends(&self, world: &World, connection: &Connection, tables: &Tables) -> Result<(), String> {
-        let identity = |address: IpAddr| tables.pods.get(&Addr::from(address)).map_or(0, |pod| pod.identity);
-        for (direction, subject, peer) in [
-            (model::Direction::Egress, connection.src, connection.dst),
-            (model::Direction::Ingress, connection.dst, connection.src),
-        ] {
-            if world.pod_at(subject).is_none() {
-                continue;
-            }
-            let of_peer = Peer {
-                identity: identity(peer),
-                address: Addr::from(peer),
-                proto: protocol(connection),
-                port: connection.port,
-            };
-            let judged = self.builder.judge(dataplanes(direction), identity(subject), &of_peer);
-            let ours = match judged.judgement {
-                Judgement::Default => Decision::Default,
-                Judgement::Allowed(rule) => Decision::Allowed(self.name(rule).unwrap_or_default()),
-                Judgement::Denied(rule) => Decision::Denied(self.name(rule)),
-            };
-            let expected = world.decision(direction, connection);
-            if ours != expected {
-                let what = format!("{direction:?} of {connection:?}: {ours:?}, and not {expected:?}");
-                return Err(format!("{what}, in {world:#?}"));
+            seen.note(&expected);
+            if n < EXPLAINED {
+                let explanation = explain::explain(&self.builder, &tables, &ends, None);
+                compare_explanation(world, connection, &explanation)?;
             }
         }
         Ok(())
@@ -154,11 +172,33 @@ impl Cluster {
     }
 }
 
-fn dataplanes(direction: model::Direction) -> Direction {
-    match direction {
-        model::Direction::Ingress => Direction::Ingress,
-        model::Direction::Egress => Direction::Egress,
+/// Explanation and verdict agree, at both ends, whichever node is there.
+fn compare_explanation(
+    world: &World,
+    connection: &Connection,
+    explanation: &Explanation,
+) -> Result<(), String> {
+    let Explanation { egress, ingress, contradictions } = explanation;
+    if !contradictions.is_empty() {
+        return Err(format!("{connection:?}: {contradictions:?}, in {world:#?}"));
     }
+    for (direction, end) in [(model::Direction::Egress, egress), (model::Direction::Ingress, ingress)] {
+        let explained = match &end.outcome {
+            Outcome::Exempt(_) => None,
+            Outcome::Default => Some(Decision::Default),
+            Outcome::Allowed(by) => Some(Decision::Allowed(by.rule.clone())),
+            Outcome::Denied(by) => Some(Decision::Denied(Some(by.rule.clone()))),
+            Outcome::Isolated(_) | Outcome::Pending => Some(Decision::Denied(None)),
+        };
+        let is_exempt = world.is_exempt(direction, connection);
+        let expected = (!is_exempt).then(|| world.decision(direction, connection));
+        if explained != expected {
+            let what =
+                format!("{direction:?} of {connection:?} is explained: {explained:?}, and not {expected:?}");
+            return Err(format!("{what}, in {world:#?}"));
+        }
+    }
+    Ok(())
 }
 
 fn protocol(connection: &Connection) -> u8 {

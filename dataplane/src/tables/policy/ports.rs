@@ -20,6 +20,8 @@ pub(super) enum Ports {
     Direct(Arc<Direct>),
 }
 
+const _: () = assert!(size_of::<Ports>() == 24);
+
 pub(super) const EVERY_PORT: (u32, u32) = (0, 0xff_ffff);
 
 /// A port and its protocol.
@@ -175,7 +177,7 @@ mod tests {
         let mut ranges: Vec<(u32, u32, u32)> =
             (0..5000).map(|n| (number(6, n as u16 * 3), number(6, n as u16 * 3), n)).collect();
         ranges.push((number(17, 50), number(17, 59), 5000));
-        let asked: Vec<u32> = (0..5000).map(|n| n * 0x1001 & EVERY_PORT.1).collect();
+        let asked: Vec<u32> = (0..5000).map(|n| (n * 0x1001) & EVERY_PORT.1).collect();
         // A search through so many is slow: a part of them.
         check_some(&ranges, &asked);
         ranges.push((EVERY_PORT.0, EVERY_PORT.1, 5001));
