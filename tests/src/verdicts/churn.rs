@@ -286,6 +286,10 @@ impl<'a> Traffic<'a> {
                 "UDP" => 30_000,
                 _ => continue,
             };
+            // Else what begins could be taken for an answer.
+            if (20_000..40_000).contains(&one.port) {
+                continue;
+            }
             let sport = base + self.random.below(8) as u16;
             return (Connection { through_service: false, ..one }, sport);
         }
