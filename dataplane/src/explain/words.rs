@@ -13,7 +13,7 @@ use crate::wire::proto;
 const MOST_NAMED: usize = 8;
 
 impl End {
-    /// What is decided, in a sentence without its full stop: "denied by guard (Admin) ingress[0]".
+    /// What is decided, in a sentence without its full stop: `denied by guard (Admin) ingress[0]`.
     pub fn sentence(&self) -> String {
         match &self.outcome {
             Outcome::Exempt(Exempt::NoPod) => match &self.place.who {
