@@ -11,7 +11,7 @@ use wirelane_dataplane::wire::Addr;
 use super::model::{Connection, Verdict};
 use super::world::{Change, NAMESPACES, OTHERS, PLACES, PODS, Pod, World, addresses};
 use crate::cluster::{GATEWAY_MAC, UPLINK_MAC, neighbour_mac, pod_mac};
-use crate::packet::{Packet, tcp, udp};
+use crate::packet::{Packet, sctp, tcp, udp};
 use crate::scene::{self, tunnelled};
 
 /// All ports of pods.
@@ -60,6 +60,7 @@ pub fn frame_of(
     let kind: Packet = match connection.protocol {
         "TCP" if is_first => tcp().syn(),
         "TCP" => tcp(),
+        "SCTP" => sctp(from.port(), to.port()),
         _ => udp().payload(b"?"),
     };
     let packet = kind.ends(from, to);

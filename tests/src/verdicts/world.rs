@@ -1,7 +1,7 @@
 //! A cluster as its manifests describe it, and how it changes. Few names and numbers, so that everything meets everything.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -266,12 +266,13 @@ impl Pod {
     }
 }
 
-/// Both addresses of a place.
+/// Both addresses of a place: as in 10.244.1.12 and fd00:244:1::12.
 pub fn addresses(place: usize) -> [IpAddr; 2] {
     let (node, last) = PLACES[place];
+    let digits = u16::from(last) / 10 * 16 + u16::from(last) % 10;
     [
-        format!("10.244.{node}.{last}").parse().expect("an address"),
-        format!("fd00:244:{node}::{last}").parse().expect("an address"),
+        Ipv4Addr::new(10, 244, node as u8, last).into(),
+        Ipv6Addr::new(0xfd00, 0x244, node as u16, 0, 0, 0, 0, digits).into(),
     ]
 }
 

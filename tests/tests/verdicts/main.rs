@@ -23,7 +23,7 @@ use wirelane_tests::verdicts::random::{change, connection, world};
 use wirelane_tests::verdicts::world::{Change, World};
 
 /// Clusters, each of which then changes up to so often, and connections after each change.
-const CLUSTERS: u32 = 10_000;
+const CLUSTERS: u32 = 8_000;
 const CHANGES: usize = 4;
 const CONNECTIONS: usize = 20;
 /// The first of them are explained, too.
@@ -35,8 +35,9 @@ fn random_clusters() {
     let cases = (world(), vec(change(), 0..=CHANGES), vec(connection(), CONNECTIONS));
     check(CLUSTERS, cases, |(world, changes, connections)| compare(world, changes, &connections, &seen));
     println!("{seen:?}");
+    assert!(seen.clusters.get() > 20_000, "{seen:?}");
     for one in [&seen.passed, &seen.accepted, &seen.denied, &seen.isolated, &seen.audited] {
-        assert!(one.get() > 5_000, "each outcome is met often: {seen:?}");
+        assert!(one.get() > 2_000, "each outcome is met often: {seen:?}");
     }
 }
 

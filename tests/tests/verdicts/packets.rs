@@ -4,7 +4,6 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::collection::vec;
-use proptest::prelude::*;
 use wirelane_control::compile::Settings;
 use wirelane_tests::manifests::Manifests;
 use wirelane_tests::node::Node;
@@ -14,7 +13,7 @@ use wirelane_tests::verdicts::packets::{allows, attachment, frame_of, is_reset, 
 use wirelane_tests::verdicts::random::{connection, world};
 use wirelane_tests::verdicts::world::{Change, PLACES, World, addresses};
 
-const CLUSTERS: u32 = 1_500;
+const CLUSTERS: u32 = 600;
 const CONNECTIONS: usize = 20;
 /// How much higher the port of a Service is than the one that it leads to.
 const ABOVE: u16 = 1000;
