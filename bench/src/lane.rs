@@ -121,6 +121,13 @@ impl Lane {
         Ok(())
     }
 
+    /// Calls `change` while the worker sleeps: so it may publish tables.
+    pub fn asleep(&mut self, change: impl FnOnce()) {
+        self.engine.offline();
+        change();
+        self.engine.online();
+    }
+
     /// Carries all frames that are laid out.
     pub fn carry(&mut self) -> Timed {
         let (allocations, start) = (allocations::count(), cycles());

@@ -2,7 +2,8 @@
 //! (`src/bin/report.rs`) and the criterion benches (`benches/`).
 //!
 //! [`registry`] lists every figure that there is; [`groups`] measures them, a file for each group.
-//! [`world`] is the cluster that packets travel through, [`lane`] one worker's way through it over memory.
+//! [`world`] is the cluster that packets travel through, [`lane`] one worker's way through it over memory; [`manifests`] is
+//! a large cluster for the control process.
 
 pub mod allocations;
 pub mod document;
@@ -12,6 +13,7 @@ pub mod lines;
 pub mod live;
 pub mod load;
 pub mod machine;
+pub mod manifests;
 pub mod measure;
 pub mod packets;
 pub mod peers;

@@ -126,6 +126,7 @@ pub struct World {
     topology: Topology,
     shape: Shape,
     shared: Arc<Shared>,
+    builder: Builder,
     /// By flow: the backend that the service stage chose.
     backends: Vec<u8>,
 }
@@ -170,7 +171,13 @@ impl World {
         }
         builder.change(objects(shape, topology), &[]);
         shared.publish(builder.build(&shared.neighbours));
-        Ok(World { topology, shape, shared, backends: vec![0; flows as usize] })
+        Ok(World { topology, shape, shared, builder, backends: vec![0; flows as usize] })
+    }
+
+    /// Makes these objects live. Workers that are awake have to be on threads of their own.
+    pub fn change(&mut self, objects: Vec<Object>) {
+        self.builder.change(objects, &[]);
+        self.shared.publish(self.builder.build(&self.shared.neighbours));
     }
 
     /// What its workers share.

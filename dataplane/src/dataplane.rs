@@ -368,7 +368,12 @@ impl<P: Ports> Dataplane<P> {
         let _attaching = self.attaching.lock().expect("nobody panics while attaching");
         let all = saved.attachments.len();
         if self.from_saved {
-            self.state().builder.change(saved.objects, &[]);
+            let mut state = self.state();
+            match state.builder.check(&saved.objects, &[]) {
+                Ok(()) => state.builder.change(saved.objects, &[]),
+                // What was committed was whole, so the file is not what was saved.
+                Err(dangling) => tracing::error!("the saved tables are not taken: {dangling}"),
+            }
         }
         let mut attached = 0;
         for attachment in saved.attachments {

@@ -261,7 +261,7 @@ mod tests {
             key: Key { src: Addr::v4([10, 0, 0, 1]), dst: Addr([7; 16]), sport: n, dport: 80, proto: 6 },
             subject: 5,
             rule: (1 << 30) - 1,
-            audit: n % 2 == 0,
+            audit: n.is_multiple_of(2),
             revision: 99,
         };
         (0..3000).for_each(|n| ring.push(&record(n)));

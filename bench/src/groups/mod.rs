@@ -1,6 +1,7 @@
 //! The measurements, a file for each group of figures.
 
 pub mod allocations;
+mod churn;
 pub mod established;
 mod flood;
 pub mod flows;
@@ -50,6 +51,7 @@ pub const GROUPS: &[Group] = &[
     tables::GROUP,
     established::PLAIN,
     mixed::GROUP,
+    churn::GROUP,
     flood::GROUP,
 ];
 

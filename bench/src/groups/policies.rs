@@ -177,7 +177,7 @@ fn policy(n: u32, port: u16) -> Policy {
         1 => namespace_name(namespace),
         _ => team_name(nth % TEAMS),
     };
-    let subjects = if nth % 4 == 0 { namespace_name(namespace) } else { app_name(2 * namespace + nth % 2) };
+    let subjects = if nth.is_multiple_of(4) { namespace_name(namespace) } else { app_name(2 * namespace + nth % 2) };
     let first = port + nth as u16;
     Policy {
         name: format!("namespace-{namespace}/policy-{nth}"),

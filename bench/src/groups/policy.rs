@@ -89,7 +89,8 @@ impl Judged {
             selection("the subject".into(), 1),
             pod("bench/subject".into(), subject(), 1),
         ];
-        let named = rules.iter().flat_map(|rule| rule.peer_selections.iter().map(move |name| (name, rule.index)));
+        let named =
+            rules.iter().flat_map(|rule| rule.peer_selections.iter().map(move |name| (name, rule.index)));
         objects.extend(named.map(|(name, n)| selection(name.clone(), FIRST_PEER + n)));
         let identity = |n| FIRST_PEER + n % rules.len() as u32;
         objects.extend((0..PODS).map(|n| pod(format!("bench/peer-{n}"), peer(n), identity(n))));

@@ -72,6 +72,8 @@ pub struct Compiler {
     host_ports: BTreeSet<Name>,
     /// The services with health checks.
     checked: BTreeSet<Name>,
+    /// The policies of which something was said.
+    faulty: BTreeSet<Name>,
 }
 
 impl Compiler {
@@ -85,6 +87,7 @@ impl Compiler {
             view: View::default(),
             host_ports: BTreeSet::new(),
             checked: BTreeSet::new(),
+            faulty: BTreeSet::new(),
         }
     }
 
@@ -127,8 +130,7 @@ impl Compiler {
             }
         }
         for name in &touched.policies {
-            self.selections.use_by(name, state.policy(name).map(|stored| &*stored.object));
-            policy::compile(state, name, &mut change);
+            self.compile_policy(state, name, &mut change);
         }
         self.selections.compile(&mut change);
         change
@@ -152,6 +154,26 @@ impl Compiler {
             touched.pods.extend(state.networked_pods().map(|pod| pod.object.name.clone()));
         }
         identities::compile(&moves, change);
+    }
+
+    /// Compiles one policy, there or gone.
+    fn compile_policy(&mut self, state: &State, name: &Name, change: &mut Change) {
+        let stored = state.policy(name);
+        self.selections.use_by(name, stored.map(|stored| &*stored.object));
+        let at = Ref::new(v1::Kind::Policy, name);
+        // There is nothing to say of most, and never was: that there are very many of them is to cost nothing here.
+        let problems = stored.map(|stored| policy::problems(state, stored)).unwrap_or_default();
+        let is_news = if problems.is_empty() {
+            self.faulty.remove(name)
+        } else {
+            self.faulty.insert(name.clone());
+            true
+        };
+        if is_news {
+            change.problems.insert(at.clone(), problems);
+        }
+        let policy = stored.map(|stored| v1::object::Object::Policy(policy::compile(state, &stored.object)));
+        change.objects.insert(at, policy.map(|policy| v1::Object { object: Some(policy) }));
     }
 
     /// Notes what services see of the nodes, and which of them see it change.

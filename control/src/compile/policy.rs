@@ -5,36 +5,50 @@ use std::{collections::BTreeSet, net::IpAddr};
 use ipnet::IpNet;
 use wirelane_proto::v1;
 
-use super::{Change, Ref, cidr, fault, note, protocol};
+use super::{cidr, fault, note, protocol};
 use crate::{
     model::{Action, Name, Peer, Policy, PolicyPort, Rule, Tier},
     problem::Problem,
     state::{State, Stored},
 };
 
-/// Compiles one policy, there or gone.
-pub(super) fn compile(state: &State, name: &Name, change: &mut Change) {
-    let at = Ref::new(v1::Kind::Policy, name);
-    let Some(stored) = state.policy(name) else { return change.take_away(at, Vec::new()) };
-    let policy = &*stored.object;
-    let rules = |rules: &[Rule]| {
+/// Compiles one policy.
+pub(super) fn compile(state: &State, policy: &Policy) -> v1::Policy {
+    let compile = |rules: &[Rule]| {
         rules.iter().zip(0..).map(|(rule, index)| compile_rule(state, rule, index)).collect()
     };
-    let is_audited = |namespace| state.namespace(namespace).is_some_and(|known| known.object.audit);
-    let object = v1::Policy {
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
+    let Name { namespace, name } = policy.name.clone();
+    let is_audited = || state.namespace(&namespace).is_some_and(|known| known.object.audit);
+    v1::Policy {
         tier: tier(policy.tier).into(),
         priority: policy.priority.into(),
         subjects: policy.subjects.iter().map(|selection| selection.name().to_owned()).collect(),
         isolates_ingress: policy.isolates.ingress,
         isolates_egress: policy.isolates.egress,
-        ingress: rules(&policy.ingress),
-        egress: rules(&policy.egress),
-        audit: policy.audit.unwrap_or_else(|| is_audited(&name.namespace)),
+        ingress: compile(&policy.ingress),
+        egress: compile(&policy.egress),
+        audit: policy.audit.unwrap_or_else(is_audited),
         fault: policy.fault.as_ref().map(ToString::to_string).unwrap_or_default(),
-    };
-    change.put(at, v1::object::Object::Policy(object), problems(state, stored));
+        namespace,
+        name,
+    }
+}
+
+/// What there is to say of one policy.
+pub(super) fn problems(state: &State, stored: &Stored<Policy>) -> Vec<Problem> {
+    let (kind, name) = (stored.object.kind(), &stored.object.name);
+    let caveats = stored.object.caveats.iter();
+    let mut problems: Vec<_> =
+        caveats.map(|caveat| fault(kind, name, stored, &caveat.field, caveat.reason.clone())).collect();
+    let mut before = state.equals(&stored.object).take_while(|equal| equal.object.name < *name);
+    if let Some(other) = before.find(|equal| disagree(&equal.object, &stored.object)) {
+        let reason = format!(
+            "is that of {kind} {}, too: where both match, the API leaves open which one counts; here the first by name does",
+            other.object.name
+        );
+        problems.push(note(kind, name, stored, "spec.priority", reason));
+    }
+    problems
 }
 
 fn compile_rule(state: &State, rule: &Rule, index: u32) -> v1::Rule {
@@ -79,22 +93,6 @@ fn compile_rule(state: &State, rule: &Rule, index: u32) -> v1::Rule {
 /// A block of one address.
 fn host(address: IpAddr) -> v1::IpBlock {
     v1::IpBlock { cidr: Some(cidr(&IpNet::from(address))), except: Vec::new() }
-}
-
-fn problems(state: &State, stored: &Stored<Policy>) -> Vec<Problem> {
-    let (kind, name) = (stored.object.kind(), &stored.object.name);
-    let caveats = stored.object.caveats.iter();
-    let mut problems: Vec<_> =
-        caveats.map(|caveat| fault(kind, name, stored, &caveat.field, caveat.reason.clone())).collect();
-    let mut before = state.equals(&stored.object).take_while(|equal| equal.object.name < *name);
-    if let Some(other) = before.find(|equal| disagree(&equal.object, &stored.object)) {
-        let reason = format!(
-            "is that of {kind} {}, too: where both match, the API leaves open which one counts; here the first by name does",
-            other.object.name
-        );
-        problems.push(note(kind, name, stored, "spec.priority", reason));
-    }
-    problems
 }
 
 /// Whether two policies do different things in the same direction, to whomever it may be.

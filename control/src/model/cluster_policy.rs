@@ -298,15 +298,15 @@ impl Reader {
         let action = self.one_of(&format!("{field}.action"), given.action.as_deref(), &actions);
         let action = action.unwrap_or(Action::Deny);
 
-        let (peers, of_other) = match direction {
-            Direction::Ingress => (("from", &given.from), ("to", &given.to)),
-            Direction::Egress => (("to", &given.to), ("from", &given.from)),
+        let (own, peers, other, of_other) = match direction {
+            Direction::Ingress => ("from", &given.from, "to", &given.to),
+            Direction::Egress => ("to", &given.to, "from", &given.from),
         };
-        if of_other.1.is_some() {
-            self.faults.add(format!("{field}.{}", of_other.0), "is for rules of the other direction");
+        if of_other.is_some() {
+            self.faults.add(format!("{field}.{other}"), "is for rules of the other direction");
         }
-        let peers_field = format!("{field}.{}", peers.0);
-        let peers = peers.1.as_deref().unwrap_or_default();
+        let peers_field = format!("{field}.{own}");
+        let peers = peers.as_deref().unwrap_or_default();
         self.count(&peers_field, peers.len(), 1);
         let has_named_ports =
             given.protocols.iter().flatten().any(|protocol| protocol.destination_named_port.is_some());
@@ -464,7 +464,7 @@ impl Reader {
                     ports.extend(name.map(|name| PolicyPort::Named { name, protocol: None }));
                 }
                 _ => {
-                    self.faults.add(&field, "has not exactly one of tcp, udp, sctp and destinationNamedPort")
+                    self.faults.add(&field, "has not exactly one of tcp, udp, sctp and destinationNamedPort");
                 }
             }
         }

@@ -169,11 +169,7 @@ impl Policy {
 
     /// Every selection that it names.
     pub fn selections(&self) -> impl Iterator<Item = &Arc<Selection>> {
-        let of_peer = |peer| match peer {
-            &Peer::Pods(ref selection) => Some(selection),
-            Peer::Block(_) | Peer::Nodes(_) => None,
-        };
-        self.subjects.iter().chain(self.peers().filter_map(of_peer))
+        self.subjects.iter().chain(self.peers().filter_map(Peer::selection))
     }
 
     /// Whether what it means depends on the nodes that there are.
@@ -183,6 +179,15 @@ impl Policy {
 
     fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.ingress.iter().chain(&self.egress).flat_map(|rule| rule.peers.iter().flatten())
+    }
+}
+
+impl Peer {
+    fn selection(&self) -> Option<&Arc<Selection>> {
+        match self {
+            Self::Pods(selection) => Some(selection),
+            Self::Block(_) | Self::Nodes(_) => None,
+        }
     }
 }
 

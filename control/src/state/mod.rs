@@ -345,23 +345,17 @@ impl State {
 
     /// How many objects of each kind there are.
     pub fn counts(&self) -> BTreeMap<Kind, usize> {
-        Kind::ALL
-            .into_iter()
-            .map(|kind| {
-                let count = match kind {
-                    Kind::Node => self.nodes.len(),
-                    Kind::Namespace => self.namespaces.len(),
-                    Kind::Pod => self.pods.len(),
-                    Kind::Service => self.services.len(),
-                    Kind::EndpointSlice => self.slices.len(),
-                    Kind::ClusterNetworkPolicy => self.by_priority.values().map(BTreeSet::len).sum(),
-                    Kind::NetworkPolicy => {
-                        self.policies.len() - self.by_priority.values().map(BTreeSet::len).sum::<usize>()
-                    }
-                };
-                (kind, count)
-            })
-            .collect()
+        let of_cluster = self.by_priority.values().map(BTreeSet::len).sum();
+        let count = |kind| match kind {
+            Kind::Node => self.nodes.len(),
+            Kind::Namespace => self.namespaces.len(),
+            Kind::Pod => self.pods.len(),
+            Kind::Service => self.services.len(),
+            Kind::EndpointSlice => self.slices.len(),
+            Kind::NetworkPolicy => self.policies.len() - of_cluster,
+            Kind::ClusterNetworkPolicy => of_cluster,
+        };
+        Kind::ALL.into_iter().map(|kind| (kind, count(kind))).collect()
     }
 
     fn change_pod(&mut self, name: &Name, touched: &mut Touched, change: impl FnOnce(&mut Self)) {

@@ -113,6 +113,32 @@ fn peers() {
 }
 
 #[test]
+fn a_selector_of_many_values_chooses_as_one_of_few() {
+    for others in [0, 5, 40] {
+        let or_others = |value: &str| {
+            let others = (0..others).map(|i| format!("other{i}"));
+            [value.to_owned()].into_iter().chain(others).collect::<Vec<_>>().join(", ")
+        };
+        let any = |key: &str, value: &str| {
+            format!(
+                "{{ matchExpressions: [{{ key: {key}, operator: In, values: [{}] }}, {{ key: old, operator: DoesNotExist }}] }}",
+                or_others(value)
+            )
+        };
+        let spec = format!(
+            "{{ podSelector: {}, ingress: [{{ from: [{{ namespaceSelector: {}, podSelector: {} }}] }}] }}",
+            any("app", "a"),
+            any("kubernetes.io/metadata.name", "x"),
+            any("app", "b"),
+        );
+        let compiled = Compiled::of(&policy(&spec));
+        let policy = compiled.policy("x/p");
+        assert_eq!(compiled.chosen(&policy.subjects), "x/a");
+        assert_eq!(compiled.chosen(&policy.ingress[0].peer_selections), "x/b");
+    }
+}
+
+#[test]
 fn rules_of_no_peer_and_no_port_are_not_rules_of_all() {
     let compiled = Compiled::of(&policy(
         "{ podSelector: {}, ingress: [{ from: [{ podSelector: { matchLabels: { app: nobody } } }] }, \

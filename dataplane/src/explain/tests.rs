@@ -34,7 +34,7 @@ fn a_pod_that_is_isolated_is_told_of_each_rule_why_it_does_not_match() {
         "its peers are pods app=none of namespace shop (there are none) or 10.0.0.0/9; the source is pod \
          shop/api-1 (10.244.1.6) with app=api",
         "it has no peers",
-        "its ports are TCP http or port metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
+        "its ports are those of TCP called http or those called metrics; asked is TCP 5432; shop/db-0 calls no port http; shop/db-0 calls \
          no port metrics",
     ];
     assert_eq!(told.because(1), expected);
@@ -70,7 +70,7 @@ fn a_rule_that_decides_is_told_with_its_peers_and_ports() {
     let told = Told::of(vec![ingress("shop/web", WEBS, vec![by_name])], API, WEB, 80);
     assert_eq!(
         told.because(1),
-        ["its ports are port http; asked is TCP 80; port http is TCP 8080 at shop/web-1"]
+        ["its ports are those called http; asked is TCP 80; port http is TCP 8080 at shop/web-1"]
     );
 }
 
@@ -220,8 +220,9 @@ fn names_mean_connections_of_each_family() {
     assert_eq!(asked(API, "10.96.0.1", "80", TCP).unwrap(), both(TCP, TCP, 8080)[..1]);
 
     let unclear = |from: &str, to: &str, port: &str| asked(from, to, port, TCP).unwrap_err().to_string();
-    assert_eq!(unclear("nobody", WEB, "80"), "there is no pod nobody");
-    assert_eq!(unclear(API, "shop/nobody", "80"), "there is no pod shop/nobody");
+    for (from, to) in [("nobody", WEB), (API, "nobody"), (API, "shop/nobody")] {
+        assert!(unclear(from, to, "80").starts_with("there is no pod "));
+    }
     assert_eq!(unclear("twin", WEB, "80"), "twin is the name of several pods: dev/twin, shop/twin");
     assert_eq!(unclear(API, "service/shop/none", "80"), "there is no service shop/none");
     assert_eq!(unclear(API, "service/shop/web", "81"), "service/shop/web has no port 81 of this protocol");

@@ -8,12 +8,11 @@ use super::{Explanation, explain};
 use crate::batch::Key;
 use crate::stages::policy::Ends;
 use crate::stages::service;
-use crate::tables::PortKind;
-use crate::tables::Tables;
 use crate::tables::build::Builder;
 use crate::tables::objects::{FrontendKind, Identity, NamedPort, Object, ObjectKey, Pod, gateway_of};
 use crate::tables::route::Route;
-use crate::tables::services::{Backend, Found, Origin, ServicePort, service_label};
+use crate::tables::services::{Backend, Found, Origin, Selection, ServicePort, service_label};
+use crate::tables::{PortKind, Tables};
 use crate::verdict::DropReason;
 use crate::wire::{Addr, proto};
 
@@ -69,7 +68,7 @@ pub struct Through {
 #[derive(Clone, Debug)]
 pub enum Fate {
     /// Policies are asked.
-    Judged(Explanation),
+    Judged(Box<Explanation>),
     /// It ends before any is.
     Dropped(DropReason),
     /// It is an echo request, and the Service's address answers.
@@ -79,8 +78,8 @@ pub enum Fate {
 /// Why a request means no connection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unclear {
-    /// No pod has the name.
-    #[error("there is no pod {0}")]
+    /// No pod has the name, or none that has an address of its own.
+    #[error("there is no pod {0} (one that is in its node's network goes by the node's address)")]
     NoPod(String),
     /// Several have.
     #[error("{name} is the name of several pods: {}", pods.join(", "))]
@@ -143,6 +142,17 @@ pub fn ways(builder: &Builder, tables: &Tables, request: &Request) -> Result<Vec
     Ok(ways)
 }
 
+impl Way {
+    /// One that ends before any policy is asked.
+    fn stopped(key: &Key, fate: Fate) -> Way {
+        Way { ends: untranslated(key), seen_as: None, service: None, fate, note: None }
+    }
+}
+
+fn untranslated(key: &Key) -> Ends {
+    Ends { src: key.src, dst: key.dst, proto: key.proto, port: key.dport, through_service: false }
+}
+
 /// What the name of a Service begins with.
 const SERVICE: &str = "service/";
 /// How many pods with the same name are named.
@@ -159,6 +169,14 @@ struct Entry {
     node: String,
     is_here: bool,
     origin: Origin,
+}
+
+/// The backends that a client of a Service may get.
+struct Choices<'a> {
+    /// Each with its chance.
+    backends: Vec<(&'a Backend, f64)>,
+    /// Whether the client's address is masqueraded, whichever it gets.
+    masquerade: bool,
 }
 
 impl<'a> Objects<'a> {
@@ -272,20 +290,10 @@ impl<'a> Objects<'a> {
 
     /// Where a connection to an address leads.
     fn leads(&self, key: Key) -> Vec<Way> {
-        let place = |address: &Addr| Place::of(self.builder, self.tables, address);
-        let (source, destination) = (place(&key.src), place(&key.dst));
+        let (source, destination) = (self.place(&key.src), self.place(&key.dst));
         let entry = self.entry(&source, &destination);
         let to_node = destination.is_node(&entry.node);
-        let stopped = |fate: Fate| {
-            let ends = Ends {
-                src: key.src,
-                dst: key.dst,
-                proto: key.proto,
-                port: key.dport,
-                through_service: false,
-            };
-            vec![Way { ends, seen_as: None, service: None, fate, note: None }]
-        };
+        let stopped = |fate: Fate| vec![Way::stopped(&key, fate)];
         match self.tables.services.find(&key, to_node) {
             Found::Port(port, kind) => self.backends(&key, port, kind, &entry),
             Found::WrongPort if matches!(key.proto, proto::ICMP | proto::ICMPV6) => {
@@ -315,8 +323,6 @@ impl<'a> Objects<'a> {
     }
 
     fn direct(&self, key: &Key, source: &Place, destination: &Place, entry: &Entry) -> Way {
-        let ends =
-            Ends { src: key.src, dst: key.dst, proto: key.proto, port: key.dport, through_service: false };
         let seen_as = self.seen_as(entry, destination, matches!(source.who, Who::Node(_)));
         // Its node ports are another node's to translate.
         let note = match (&destination.who, self.tables.services.find(key, true)) {
@@ -328,66 +334,65 @@ impl<'a> Objects<'a> {
             }
             _ => None,
         };
-        self.judged(ends, seen_as, None, note)
+        self.judged(untranslated(key), seen_as, None, note)
     }
 
-    /// Every backend that it may get.
+    /// To every backend that it may get.
     fn backends(&self, key: &Key, port: &ServicePort, kind: FrontendKind, entry: &Entry) -> Vec<Way> {
         let name = self.builder.names().name(port.id).map(service_label).unwrap_or_default();
-        let through = |chance| Through { name: name.clone(), frontend: (key.dst, key.dport), chance };
-        let to = |address, port| Ends {
-            src: key.src,
-            dst: address,
-            proto: key.proto,
-            port,
-            through_service: true,
+        let through = |chance| Some(Through { name: name.clone(), frontend: (key.dst, key.dport), chance });
+        let choices = match self.choices(&key.src, port, kind, entry) {
+            Ok(choices) => choices,
+            Err(reason) => {
+                return vec![Way { service: through(1.0), ..Way::stopped(key, Fate::Dropped(reason)) }];
+            }
         };
-        let client = match entry.origin {
-            Origin::Host if entry.is_here => service::client(entry.origin, &key.src, self.tables),
-            _ => key.src,
-        };
-        let place = |backend: &Backend| Place::of(self.builder, self.tables, &backend.address);
-        let (backends, masquerade, is_local): (Vec<(&Backend, f64)>, _, _) =
-            match port.select(kind, entry.origin, &client) {
-                Ok(selection) if entry.is_here || !selection.local => {
-                    let shares = selection.backends.shares();
-                    let backends = selection.backends.list().iter().zip(shares);
-                    (backends.collect(), selection.masquerade, selection.local)
-                }
-                // Only its own backends, of another node.
-                Ok(_) | Err(DropReason::NoLocalBackend) if !entry.is_here => {
-                    let own = port.everywhere().list().iter();
-                    let own: Vec<&Backend> =
-                        own.filter(|backend| place(backend).is_on(&entry.node)).collect();
-                    let chance = 1.0 / own.len().max(1) as f64;
-                    (own.into_iter().map(|backend| (backend, chance)).collect(), false, true)
-                }
-                Ok(_) => (Vec::new(), false, true),
-                Err(reason) => {
-                    let fate = Fate::Dropped(reason);
-                    let (ends, service) = (to(key.dst, key.dport), Some(through(1.0)));
-                    return vec![Way { ends, seen_as: None, service, fate, note: None }];
-                }
-            };
-        if backends.is_empty() {
-            let fate = Fate::Dropped(DropReason::NoLocalBackend);
-            let (ends, service) = (to(key.dst, key.dport), Some(through(1.0)));
-            return vec![Way { ends, seen_as: None, service, fate, note: None }];
-        }
         let note = (!entry.is_here).then(|| {
             format!("node {} chooses the backend: it may prefer others than this node would", entry.node)
         });
-        let is_direct = port.is_direct(kind, entry.origin) && !is_local && self.tables.is_outside(&key.src);
-        backends
-            .into_iter()
-            .map(|(backend, chance)| {
-                let destination = place(backend);
-                let is_masqueraded = (masquerade && !is_direct) || backend.address == key.src;
-                let seen_as = self.seen_as(entry, &destination, is_masqueraded);
-                let ends = to(backend.address, backend.port);
-                self.judged(ends, seen_as, Some(through(chance)), note.clone())
-            })
-            .collect()
+        let to = |(backend, chance): (&Backend, f64)| {
+            let is_masqueraded = choices.masquerade || backend.address == key.src;
+            let seen_as = self.seen_as(entry, &self.place(&backend.address), is_masqueraded);
+            let (dst, port) = (backend.address, backend.port);
+            let ends = Ends { src: key.src, dst, proto: key.proto, port, through_service: true };
+            self.judged(ends, seen_as, through(chance), note.clone())
+        };
+        choices.backends.into_iter().map(to).collect()
+    }
+
+    /// The backends that a client may get.
+    ///
+    /// # Errors
+    /// Why it gets none.
+    fn choices<'p>(
+        &self,
+        src: &Addr,
+        port: &'p ServicePort,
+        kind: FrontendKind,
+        entry: &Entry,
+    ) -> Result<Choices<'p>, DropReason> {
+        let client = if entry.is_here { service::client(entry.origin, src, self.tables) } else { *src };
+        let selection = match port.select(kind, entry.origin, &client) {
+            // What are this node's own are not the other's.
+            Ok(Selection { local: true, .. }) | Err(DropReason::NoLocalBackend) if !entry.is_here => None,
+            selection => Some(selection?),
+        };
+        if let Some(Selection { backends, local, masquerade }) = selection {
+            let is_direct = port.is_direct(kind, entry.origin) && !local && self.tables.is_outside(src);
+            let backends = backends.list().iter().zip(backends.shares()).collect();
+            return Ok(Choices { backends, masquerade: masquerade && !is_direct });
+        }
+        let all = port.everywhere().list().iter();
+        let own: Vec<&Backend> =
+            all.filter(|backend| self.place(&backend.address).is_on(&entry.node)).collect();
+        if own.is_empty() {
+            return Err(DropReason::NoLocalBackend);
+        }
+        let chance = 1.0 / own.len() as f64;
+        Ok(Choices {
+            backends: own.into_iter().map(|backend| (backend, chance)).collect(),
+            masquerade: false,
+        })
     }
 
     fn judged(
@@ -397,8 +402,12 @@ impl<'a> Objects<'a> {
         service: Option<Through>,
         note: Option<String>,
     ) -> Way {
-        let fate = Fate::Judged(explain(self.builder, self.tables, &ends, seen_as));
+        let fate = Fate::Judged(Box::new(explain(self.builder, self.tables, &ends, seen_as)));
         Way { ends, seen_as, service, fate, note }
+    }
+
+    fn place(&self, address: &Addr) -> Place {
+        Place::of(self.builder, self.tables, address)
     }
 
     /// What another node's pods see of who comes from behind the gateway address of the node before.

@@ -13,7 +13,7 @@ use crate::wire::proto;
 const MOST_NAMED: usize = 8;
 
 impl End {
-    /// What is decided, in a sentence without its full stop: "denied by guard (Admin) ingress[0]".
+    /// What is decided, in a sentence without its full stop: `denied by guard (Admin) ingress[0]`.
     pub fn sentence(&self) -> String {
         match &self.outcome {
             Outcome::Exempt(Exempt::NoPod) => match &self.place.who {
@@ -266,8 +266,8 @@ fn range_words(range: &PortRange) -> String {
 
 fn name_words(port: &PortName) -> String {
     match port.proto {
-        Some(proto) => format!("{} {}", protocol_name(proto), port.name),
-        None => format!("port {}", port.name),
+        Some(proto) => format!("those of {} called {}", protocol_name(proto), port.name),
+        None => format!("those called {}", port.name),
     }
 }
 

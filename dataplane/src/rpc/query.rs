@@ -158,7 +158,9 @@ pub fn drops<P: Ports>(dataplane: &Dataplane<P>, limit: u32, audit: bool) -> v1:
             destination_pod: pods.name(&record.key.dst),
             policies: match rule_policy(rule) {
                 Some(policy) => vec![policy.into()],
-                None => isolating(&record, &state, &tables),
+                None if record.rule == 0 => isolating(&record, &state, &tables),
+                // The rule has gone so long ago that nobody knows its name.
+                None => Vec::new(),
             },
             revision: record.revision,
             rule: rule.into(),

@@ -212,7 +212,8 @@ impl Builder {
         for (identity, is_here) in self.pods.take_moved() {
             self.rulebook.change_local(identity, is_here);
         }
-        let judged_otherwise = self.rulebook.build(&mut next.policies, |identity| self.pods.has_kept(identity));
+        let judged_otherwise =
+            self.rulebook.build(&mut next.policies, |identity| self.pods.has_kept(identity));
         let revision = next.revision as u32;
         for address in self.pods.take_changed(&judged_otherwise) {
             next.changes.note(&address, revision);

@@ -60,7 +60,13 @@ async fn what_is_not_clear_is_said() {
         ("db", "web-1", "80", 47, "protocol: is neither TCP, UDP, SCTP nor ICMP"),
         ("db", "web-1", "80", 300, "protocol: is no IANA protocol number"),
         ("db", "web-1", "http", 6, "web-1 has no port http of this protocol"),
-        ("nobody", "web-1", "80", 6, "there is no pod nobody"),
+        (
+            "nobody",
+            "web-1",
+            "80",
+            6,
+            "there is no pod nobody (one that is in its node's network goes by the node's address)",
+        ),
         ("db", "2001:db8::1", "80", 6, "db and 2001:db8::1 have no addresses of the same family"),
     ] {
         let error = client.explain(from, to, port, protocol).await.unwrap_err();

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use proptest::strategy::{Strategy, ValueTree};
@@ -90,7 +91,7 @@ pub fn run(changes: u64, pace: Option<Duration>) -> Done {
                 Change::Pod(ns, name, (!random.once_in(4)).then_some(pod))
             };
             cluster.tell(change);
-            if threads.iter().any(|thread| thread.is_finished()) {
+            if threads.iter().any(ScopedJoinHandle::is_finished) {
                 break;
             }
         }

@@ -32,7 +32,7 @@ fn what_is_foretold_comes_to_pass_and_nothing_before() {
         NEAR.name,
         "policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: guest}}}]}]",
     );
-    let foretold = what_if(&bed, &[], &only_guest, 2);
+    let foretold = what_if(&bed, &[], &only_guest, 3);
     assert_eq!(foretold["added"], serde_json::json!(["NetworkPolicy test/only-guest"]));
     let cut = effects(&foretold, "cut");
     assert!(!cut.is_empty() && cut.iter().all(|effect| effect["source_pod"] == "test/other"), "{foretold:#}");
@@ -60,7 +60,7 @@ fn what_is_foretold_comes_to_pass_and_nothing_before() {
     );
 
     // Without its Service the connection through it ends, and no new one begins.
-    let no_service = what_if(&bed, &["--delete", "svc/test/to-near"], "", 2);
+    let no_service = what_if(&bed, &["--delete", "svc/test/to-near"], "", 3);
     assert!(
         effects(&no_service, "cut").iter().any(|effect| effect["reason"] == "backend_gone"),
         "{no_service:#}"

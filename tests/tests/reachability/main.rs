@@ -106,7 +106,7 @@ fn compare(stage: &mut Stage, protocol: &str, port: u16, table: &str) -> Result<
     if wrong.is_empty() { Ok(()) } else { Err(text) }
 }
 
-/// What the last line that fits says.
+/// What the last line that fits says; open without one.
 fn is_open(table: &str, from: &str, to: &str) -> bool {
     let fits = |pattern: &str, name: &str| {
         let (ns, pod) = name.split_once('/').expect("a pod");
@@ -114,12 +114,12 @@ fn is_open(table: &str, from: &str, to: &str) -> bool {
         (of == "*" || of == ns) && (which == "*" || which == pod)
     };
     let lines = table.lines().map(str::trim).filter(|line| !line.is_empty());
-    let fitting = lines.filter_map(|line| {
+    let mut fitting = lines.rev().filter_map(|line| {
         let (sign, way) = line.split_once(' ').expect("a sign");
         let (one, other) = way.split_once(" > ").expect("a way");
         (fits(one, from) && fits(other, to)).then_some(sign == "+")
     });
-    fitting.last().unwrap_or(true)
+    fitting.next().unwrap_or(true)
 }
 
 fn number(protocol: &str) -> u8 {

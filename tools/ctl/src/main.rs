@@ -62,7 +62,7 @@ enum Command {
         #[arg(long)]
         wait: bool,
     },
-    /// Say which policy and rule let a connection be, or not, and why.
+    /// Say which policy and rule allow a connection or deny it, and why.
     ///
     /// At each end it says which rule decides; or which policies isolate, and of each of their rules why it does not
     /// match. It is answered by the matcher and the tables that packets meet, also for pods of other nodes.
@@ -91,7 +91,7 @@ enum Command {
     /// Say what a change of the cluster's objects would do to connections, without touching anything.
     ///
     /// Looks at the node's live connections and its latest drops or, with --capture, at a capture file, for which no
-    /// daemon and no root is needed. Exits with 2 if a connection would end or be refused.
+    /// daemon and no root is needed. Exits with 3 if a connection would end or be refused.
     #[command(name = "whatif")]
     WhatIf(whatif::WhatIf),
     /// Link a pod's network namespace to the node.
@@ -214,7 +214,7 @@ const DENIED: u8 = 3;
 const STILL_DRAINING: u8 = 2;
 
 /// A change that would end or refuse connections.
-const WOULD_BREAK: u8 = 2;
+const WOULD_BREAK: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -78,7 +78,7 @@ fn a_capture_is_judged_by_the_policies_of_now_and_then() {
         command.arg("--capture").arg(path("all.pcap")).arg(path("change.yaml")).args(more).output().unwrap()
     };
     let output = ask(&["--json"]);
-    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["changed"], serde_json::json!(["NetworkPolicy shop/db"]));
     assert_eq!(answer["connections"], 5);

@@ -11,7 +11,7 @@ use crate::explain::{
 };
 use crate::ports::Ports;
 use crate::rpc::convert::{Invalid, action_message, tier_message};
-use crate::wire::proto;
+use crate::wire::{Addr, proto};
 
 /// The question in a message.
 ///
@@ -148,7 +148,7 @@ fn connection(way: &Way) -> v1::ExplainedConnection {
         frontend: through.map(|through| through.frontend.0.to_vec()).unwrap_or_default(),
         frontend_port: through.map_or(0, |through| through.frontend.1.into()),
         chance: through.map_or(1.0, |through| through.chance),
-        seen_as: way.seen_as.map(|address| address.to_vec()).unwrap_or_default(),
+        seen_as: way.seen_as.map(Addr::to_vec).unwrap_or_default(),
     }
 }
 

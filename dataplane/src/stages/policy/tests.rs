@@ -7,11 +7,11 @@ use crate::batch::{Batch, Meta, PortId};
 use crate::clock::Now;
 use crate::engine::{Engine, Shared, Sizes};
 use crate::io::frame::FramePool;
-use crate::stats::DropRecord;
+use crate::stats::{Counter, DropRecord};
 use crate::tables::build::{Builder, PortConfig};
 use crate::tables::objects::{
-    Action, Backend, Frontend, FrontendKind, LocalNode, Object, ObjectKey, Pod, Policy, Rule, Selection, Service,
-    ServicePort, Tier,
+    Action, Backend, Frontend, FrontendKind, LocalNode, Object, ObjectKey, Pod, Policy, Rule, Selection,
+    Service, ServicePort, Tier,
 };
 use crate::tables::policy::Direction;
 use crate::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_PORT};
@@ -244,7 +244,7 @@ fn what_audited_policies_would_deny_passes_and_is_told_once() {
     node.change(vec![isolated(false, true)]);
     node.connect();
     let stats = node.engine.stats();
-    let counted = stats.would_be_denied.each_ref().map(|counter| counter.read());
+    let counted = stats.would_be_denied.each_ref().map(Counter::read);
     assert_eq!(counted[Direction::Ingress as usize], 1);
     assert_eq!(counted[Direction::Egress as usize], 0);
     assert_eq!(stats.dropped(DropReason::PolicyIngress), 0);

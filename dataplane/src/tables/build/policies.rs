@@ -80,6 +80,14 @@ struct Compiled {
     users: Vec<Subject>,
 }
 
+/// A program that a subject needs, with what it was just compiled to if nobody had it.
+struct Wanted {
+    is_trial: bool,
+    tier: usize,
+    kin: Arc<Kin>,
+    compiled: Option<(Source, Program)>,
+}
+
 /// The programs of the tiers, and if there are audited policies, those with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Asked {
@@ -290,24 +298,21 @@ impl Rulebook {
         }
         let about: Vec<&Known> = self.about(direction, identity).collect();
         let has_audited = about.iter().any(|known| known.policy().audit);
-        // What is to be compiled, and what of it is there.
-        let mut found: Vec<(usize, usize, Arc<Kin>, Option<(Source, Program)>)> = Vec::new();
-        for (which, with_audited) in [false, true].into_iter().enumerate().take(1 + usize::from(has_audited))
-        {
+        let mut wanted: Vec<Wanted> = Vec::new();
+        for is_trial in [false, true].into_iter().take(1 + usize::from(has_audited)) {
             for (n, tier) in TIERS.into_iter().enumerate() {
-                let of: Vec<&Known> = of_tier(&about, tier, with_audited).collect();
+                let of: Vec<&Known> = of_tier(&about, tier, is_trial).collect();
                 if of.is_empty() {
                     continue;
                 }
                 let kin = Arc::new(self.kin(direction, identity, &of));
-                let is_known =
-                    self.numbers.contains_key(&kin) || found.iter().any(|(_, _, other, _)| *other == kin);
-                let compiled = (!is_known).then(|| self.compile(direction, identity, &of));
-                found.push((which, n, kin, compiled));
+                let is_there = self.numbers.contains_key(&kin) || wanted.iter().any(|other| other.kin == kin);
+                let compiled = (!is_there).then(|| self.compile(direction, identity, &of));
+                wanted.push(Wanted { is_trial, tier: n, kin, compiled });
             }
         }
         let mut asked = Asked { tiers: [None; 3], trial: has_audited.then_some([None; 3]) };
-        for (which, tier, kin, compiled) in found {
+        for Wanted { is_trial, tier, kin, compiled } in wanted {
             if let Some((source, program)) = compiled {
                 self.add_program(kin.clone(), source, program);
             }
@@ -316,7 +321,7 @@ impl Rulebook {
                 compiled.users.push(subject);
             }
             match &mut asked.trial {
-                Some(trial) if which == 1 => trial[tier] = Some(number),
+                Some(trial) if is_trial => trial[tier] = Some(number),
                 _ => asked.tiers[tier] = Some(number),
             }
         }

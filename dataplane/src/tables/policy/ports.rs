@@ -20,6 +20,8 @@ pub(super) enum Ports {
     Direct(Arc<Direct>),
 }
 
+const _: () = assert!(size_of::<Ports>() == 24);
+
 pub(super) const EVERY_PORT: (u32, u32) = (0, 0xff_ffff);
 
 /// A port and its protocol.
@@ -135,7 +137,8 @@ mod tests {
     /// Whether each port, and those where mistakes are made, has the first of the ranges that hold it.
     fn check(ranges: &[(u32, u32, u32)], asked: &[u32]) -> Result<(), TestCaseError> {
         let ports = Ports::new(ranges, found);
-        let ends = ranges.iter().flat_map(|(first, last, _)| [first.saturating_sub(1), *first, *last, last + 1]);
+        let ends =
+            ranges.iter().flat_map(|(first, last, _)| [first.saturating_sub(1), *first, *last, last + 1]);
         for port in asked.iter().copied().chain(ends).filter(|port| *port <= EVERY_PORT.1) {
             let holding = ranges.iter().filter(|(first, last, _)| (*first..=*last).contains(&port));
             let first = holding.map(|(_, _, order)| *order).min();
@@ -145,8 +148,9 @@ mod tests {
     }
 
     fn range() -> impl Strategy<Value = (u32, u32)> {
-        (6u8..8, any::<u16>(), 0u16..300)
-            .prop_map(|(proto, first, more)| (number(proto, first), number(proto, first.saturating_add(more))))
+        (6u8..8, any::<u16>(), 0u16..300).prop_map(|(proto, first, more)| {
+            (number(proto, first), number(proto, first.saturating_add(more)))
+        })
     }
 
     proptest! {
@@ -173,7 +177,7 @@ mod tests {
         let mut ranges: Vec<(u32, u32, u32)> =
             (0..5000).map(|n| (number(6, n as u16 * 3), number(6, n as u16 * 3), n)).collect();
         ranges.push((number(17, 50), number(17, 59), 5000));
-        let asked: Vec<u32> = (0..5000).map(|n| n * 0x1001 & EVERY_PORT.1).collect();
+        let asked: Vec<u32> = (0..5000).map(|n| (n * 0x1001) & EVERY_PORT.1).collect();
         // A search through so many is slow: a part of them.
         check_some(&ranges, &asked);
         ranges.push((EVERY_PORT.0, EVERY_PORT.1, 5001));
@@ -183,7 +187,14 @@ mod tests {
     fn check_some(ranges: &[(u32, u32, u32)], asked: &[u32]) {
         let ports = Ports::new(ranges, found);
         assert!(matches!(ports, Ports::Direct(_)));
-        let more = [number(6, 0), number(6, 14_997), number(6, 14_998), number(17, 50), number(17, 60), EVERY_PORT.1];
+        let more = [
+            number(6, 0),
+            number(6, 14_997),
+            number(6, 14_998),
+            number(17, 50),
+            number(17, 60),
+            EVERY_PORT.1,
+        ];
         for port in asked.iter().copied().chain(more) {
             let holding = ranges.iter().filter(|(first, last, _)| (*first..=*last).contains(&port));
             let first = holding.map(|(_, _, order)| *order).min();

@@ -402,11 +402,19 @@ fn what_is_nothing_to_a_flow_lets_it_stand() {
             .map(|(a, b)| tables.stands(before, &Addr::v4([10, 0, 0, a]), &Addr::v4([10, 0, 0, b])))
     };
     assert_eq!(stand(vec![pod(5, 2, "there")], &[]), [true; 3], "one more of an identity");
-    assert_eq!(stand(vec![pod(6, 9, "there"), selection("peers", &[2, 9])], &[]), [true; 3], "one with labels of its own");
+    assert_eq!(
+        stand(vec![pod(6, 9, "there"), selection("peers", &[2, 9])], &[]),
+        [true; 3],
+        "one with labels of its own"
+    );
     assert_eq!(stand(vec![pod(6, 8, "there"), selection("peers", &[2, 8])], &[]), [true; 3], "other labels");
     let gone = ObjectKey::Pod("ns/6".into());
     assert_eq!(stand(vec![selection("peers", &[2])], &[gone]), [true; 3], "and gone");
-    assert_eq!(stand(vec![selection("peers", &[2, 3])], &[]), [false, false, true], "an identity that pods have");
+    assert_eq!(
+        stand(vec![selection("peers", &[2, 3])], &[]),
+        [false, false, true],
+        "an identity that pods have"
+    );
     assert_eq!(stand(vec![pod(2, 3, "there")], &[]), [false, true, true], "one end's labels");
     let other = Policy { name: "ns/other".into(), subjects: vec!["none".into()], ..lets_in() };
     assert_eq!(stand(vec![selection("none", &[]), Object::Policy(other)], &[]), [true; 3], "others' policy");
@@ -427,7 +435,8 @@ fn subjects_that_are_judged_alike_share_their_programs() {
     assert_eq!(builder.rulebook.programs.len(), 1);
     // Whose name for a port is another, has another program as soon as that counts.
     let port = NamedPort { name: "http".into(), proto: 6, port: 80 };
-    let identity = Identity { id: 7, namespace: "ns".into(), labels: BTreeMap::new(), named_ports: vec![port] };
+    let identity =
+        Identity { id: 7, namespace: "ns".into(), labels: BTreeMap::new(), named_ports: vec![port] };
     builder.change(vec![Object::Identity(identity)], &[]);
     builder.build(&Neighbours::default());
     assert_eq!(builder.rulebook.programs.len(), 1);
@@ -465,7 +474,8 @@ fn names_of_rules_go_with_their_policies() {
     assert_eq!(builder.names().name(first), None);
     // Who is back keeps its name, and its number.
     let again = churn(&mut builder, 79, 1000);
-    builder.change(vec![Object::Policy(Policy { name: "ns/p79".into(), ingress: rules(1), ..lets_in() })], &[]);
+    builder
+        .change(vec![Object::Policy(Policy { name: "ns/p79".into(), ingress: rules(1), ..lets_in() })], &[]);
     (80..160).for_each(|n| _ = churn(&mut builder, n, 1000));
     assert_eq!(builder.names().name(again), Some("ns/p79 ingress[0]"));
 }
