@@ -33,7 +33,9 @@ use crate::scene::{self, ends, settings};
 
 const WORKERS: usize = 2;
 /// Packets that a worker gets at once.
-const BATCH: usize = 16;
+const BATCH: usize = 8;
+/// Connections out of which packets are.
+const CONNECTIONS: usize = 4096;
 
 /// What was done.
 #[derive(Clone, Copy, Debug, Default)]
@@ -207,7 +209,8 @@ struct Traffic<'a> {
     worker: Worker<MemoryPort, Engine>,
     ports: Vec<PortId>,
     history: &'a History,
-    runner: TestRunner,
+    /// With their source ports.
+    connections: Vec<(Connection, u16)>,
     random: Random,
     tick: u32,
 }
@@ -223,8 +226,9 @@ impl<'a> Traffic<'a> {
         }
         // Until its thread runs.
         worker.processor.offline();
-        let (runner, random) = (TestRunner::deterministic(), Random::new(number as u64));
-        Traffic { worker, ports, history, runner, random, tick: 1_000_000 }
+        let mut random = Random::new(number as u64);
+        let connections = connections(&mut random);
+        Traffic { worker, ports, history, connections, random, tick: 1_000_000 }
     }
 
     /// Packets, as many as there is time for. Returns how many were sent and came through.
@@ -236,7 +240,7 @@ impl<'a> Traffic<'a> {
             let Some(world) = now.first() else { continue };
             let mut ways: HashMap<(SocketAddr, SocketAddr), Vec<Connection>> = HashMap::new();
             for _ in 0..BATCH {
-                let (connection, sport) = self.connection();
+                let (connection, sport) = *self.random.one_of(&self.connections);
                 let (from, to) = (
                     SocketAddr::new(connection.src, sport),
                     SocketAddr::new(connection.dst, connection.port),
@@ -278,24 +282,6 @@ impl<'a> Traffic<'a> {
         (sent, delivered)
     }
 
-    /// A connection of TCP or UDP, with its source port: few of them, so that most have been before.
-    fn connection(&mut self) -> (Connection, u16) {
-        loop {
-            let one = random::connection().new_tree(&mut self.runner).expect("a connection").current();
-            let base = match one.protocol {
-                "TCP" => 20_000,
-                "UDP" => 30_000,
-                _ => continue,
-            };
-            // Else what begins could be taken for an answer.
-            if (20_000..40_000).contains(&one.port) {
-                continue;
-            }
-            let sport = base + self.random.below(8) as u16;
-            return (Connection { through_service: false, ..one }, sport);
-        }
-    }
-
     fn inject(&mut self, port: PortId, frame: &[u8]) {
         let mut link = std::mem::take(self.worker.port_mut(port).expect("it is open"));
         assert!(link.inject(frame, &mut self.worker.pool), "no frame left");
@@ -313,4 +299,26 @@ impl<'a> Traffic<'a> {
         }
         sent
     }
+}
+
+/// Connections of TCP and UDP, with source ports: few of them, so that most have been before.
+fn connections(random: &mut Random) -> Vec<(Connection, u16)> {
+    let mut runner = TestRunner::deterministic();
+    let strategy = random::connection();
+    let mut connections = Vec::new();
+    while connections.len() < CONNECTIONS {
+        let one = strategy.new_tree(&mut runner).expect("a connection").current();
+        let base = match one.protocol {
+            "TCP" => 20_000,
+            "UDP" => 30_000,
+            _ => continue,
+        };
+        // Else what begins could be taken for an answer.
+        if (20_000..40_000).contains(&one.port) {
+            continue;
+        }
+        let sport = base + random.below(8) as u16;
+        connections.push((Connection { through_service: false, ..one }, sport));
+    }
+    connections
 }
