@@ -62,9 +62,9 @@ pub struct Effect {
     pub kind: Kind,
     /// To how many.
     pub connections: u64,
-    /// One of them, as its client sends; of those that policy refused with the backend as destination.
+    /// One of them, as its client sends; of those that were dropped by policy with the backend as destination.
     pub example: Key,
-    /// Pods at the two ends; empty where there is none.
+    /// Pods at the two ends, behind Services too; empty where there is none.
     pub pods: [String; 2],
     /// Why they do not pass: after the change, or of those that are allowed before it.
     pub reason: DropReason,
@@ -117,11 +117,11 @@ impl WhatIf {
         };
         match (self.before.judge(&ends), self.after.judge(&ends)) {
             (Ok(_), Err(denied)) => {
-                self.add(Kind::Cut, &original, DropReason::PolicyCut, Some(denied), None);
+                self.add(Kind::Cut, &original, &reply.src, DropReason::PolicyCut, Some(denied), None);
             }
             (Err(denied), Ok(admission)) => {
                 let reason = reason_of(&denied);
-                self.add(Kind::Allowed, &original, reason, Some(denied), Some(admission));
+                self.add(Kind::Allowed, &original, &reply.src, reason, Some(denied), Some(admission));
             }
             (Err(_), Err(_)) => {}
             // Policy lets it be. But perhaps its backend goes, or the Service.
@@ -130,7 +130,7 @@ impl WhatIf {
                 let standing = |world: &World| world.rehearsal.tables().services.standing(service.1);
                 let leaves = |standing| matches!(standing, Standing::Leaving(_) | Standing::Gone);
                 if leaves(standing(&self.after)) && !leaves(standing(&self.before)) {
-                    self.add(Kind::Cut, &original, DropReason::BackendGone, None, None);
+                    self.add(Kind::Cut, &original, &reply.src, DropReason::BackendGone, None, None);
                 }
                 self.open(&original);
             }
@@ -151,7 +151,7 @@ impl WhatIf {
                 };
                 if let (Err(denied), Ok(admission)) = (self.before.judge(&ends), self.after.judge(&ends)) {
                     let reason = reason_of(&denied);
-                    self.add(Kind::Allowed, &key, reason, Some(denied), Some(admission));
+                    self.add(Kind::Allowed, &key, &key.dst, reason, Some(denied), Some(admission));
                 }
             }
             _ => self.open(&key),
@@ -163,7 +163,7 @@ impl WhatIf {
         let [before, after] = [&mut self.before, &mut self.after].map(|world| world.open(first));
         match (before, after) {
             (None, Some(refused)) => {
-                self.add(Kind::Refused, first, refused.reason, denied(&refused), None);
+                self.add(Kind::Refused, first, &refused.key.dst, refused.reason, denied(&refused), None);
             }
             (Some(refused), None) => {
                 let ends = Ends {
@@ -174,7 +174,7 @@ impl WhatIf {
                     through_service: refused.key.dst != first.dst,
                 };
                 let admission = self.after.judge(&ends).ok();
-                self.add(Kind::Allowed, first, refused.reason, denied(&refused), admission);
+                self.add(Kind::Allowed, first, &refused.key.dst, refused.reason, denied(&refused), admission);
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
@@ -194,6 +194,8 @@ impl WhatIf {
         &mut self,
         kind: Kind,
         example: &Key,
+        // Where it ends, or would: the backend, if it has one.
+        to: &Addr,
         reason: DropReason,
         denied: Option<Denied>,
         admission: Option<Admission>,
@@ -201,10 +203,10 @@ impl WhatIf {
         // Who is allowed was denied before.
         let denier = if kind == Kind::Allowed { &self.before } else { &self.after };
         let rule = denied.map(|denied| denier.name(denied.rule)).unwrap_or_default();
-        let pods = [example.src, example.dst].map(|address| denier.pod(&address));
+        let pods = [&example.src, to].map(|address| denier.pod(address));
         let alike = Alike {
             kind,
-            dst: if pods[1].is_empty() { example.dst } else { Addr::default() },
+            dst: if pods[1].is_empty() { *to } else { Addr::default() },
             pods,
             dport: example.dport,
             proto: example.proto,

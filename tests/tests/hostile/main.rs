@@ -191,12 +191,18 @@ fn check(node: &Node) {
 /// Other tables under the flows' feet.
 fn reconfigure(control: &mut Control, standard: &Cluster, random: &mut Random) {
     let object = random.one_of(&standard.objects).clone();
-    match random.below(6) {
+    match random.below(7) {
         0 => control.describe(standard),
         1 => control.change(vec![], &[object.key()]),
         2 => control.change(vec![object], &[]),
         3 => control.change(vec![], &[ObjectKey::LocalNode]),
         4 => control.change(vec![cluster::db_policy(vec![])], &[]),
+        // Of all objects few are Services, and of their flows few are left to end.
+        5 => {
+            let services = standard.objects.iter().filter(|object| object.service().is_some());
+            let services: Vec<ObjectKey> = services.map(Object::key).collect();
+            control.change(vec![], &[random.one_of(&services).clone()]);
+        }
         _ => {
             let (id, _) = random.one_of(&standard.ports);
             control.builder.set_port(*id, None);

@@ -79,7 +79,7 @@ fn vip(place: usize, v4: bool) -> IpAddr {
 /// A Service for each place, TCP, UDP and SCTP.
 fn services() -> String {
     let mut text = String::new();
-    for place in 0..PLACES.len() {
+    for (place, (node, _)) in PLACES.into_iter().enumerate() {
         let ports = |of: &dyn Fn(u16, &str) -> String| {
             let all =
                 ["TCP", "UDP", "SCTP"].into_iter().flat_map(|proto| (80..88).map(move |port| (port, proto)));
@@ -108,7 +108,7 @@ fn services() -> String {
                 "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s{place}-{family}, \
                  namespace: w, labels: {{kubernetes.io/service-name: s{place}}}}}\naddressType: {family}\n\
                  ports: [{of_slice}]\nendpoints: [{{addresses: [\"{address}\"], nodeName: node{}}}]\n",
-                PLACES[place].0,
+                node,
             );
         }
     }
