@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use wirelane_control::{
-    model::{Key, Object},
+    model::Object,
     source::manifest::{self, Format, Reading},
     state::{State, Touched},
 };
@@ -21,17 +21,16 @@ const APPS: usize = 20;
 /// How many different labels namespaces have.
 const TEAMS: usize = 50;
 
-/// What the control process knows of a cluster with this many policies.
-pub fn state(policies: usize) -> State {
-    let mut state = State::default();
-    let mut touched = Touched::default();
+/// What the control process knows of a cluster with this many policies, and what it has to compile at the start.
+pub fn state(policies: usize) -> (State, Touched) {
+    let (mut state, mut touched) = (State::default(), Touched { nodes: true, ..Touched::default() });
     let namespaces = (0..NAMESPACES).map(namespace);
     let pods = (0..NAMESPACES * PODS).map(|i| pod(i % NAMESPACES, i / NAMESPACES, i / NAMESPACES % 2));
     let policies = (0..policies).map(|i| policy(i % NAMESPACES, i / NAMESPACES));
     for manifest in [node()].into_iter().chain(namespaces).chain(pods).chain(policies) {
         state.upsert(object(&manifest), "cluster.json".into(), &mut touched);
     }
-    state
+    (state, touched)
 }
 
 /// The object that a manifest is.
@@ -43,11 +42,6 @@ pub fn object(manifest: &Value) -> Object {
         Some(Reading::Valid(object)) => object,
         other => panic!("{manifest}: {other:?}"),
     }
-}
-
-/// The name of an object, for taking it away.
-pub fn key(manifest: &Value) -> Key {
-    object(manifest).key()
 }
 
 /// The node that all pods are on.

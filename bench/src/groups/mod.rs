@@ -2,6 +2,7 @@
 
 pub mod allocations;
 mod churn;
+mod control;
 pub mod established;
 mod flood;
 pub mod flows;
@@ -46,6 +47,7 @@ pub const GROUPS: &[Group] = &[
     scale::GROUP,
     policy::GROUP,
     policies::GROUP,
+    control::GROUP,
     veth::GROUP,
     idle::GROUP,
     tables::GROUP,
