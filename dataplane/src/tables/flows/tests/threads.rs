@@ -1,5 +1,7 @@
 //! Two threads on one table, against plain maps.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 use crate::clock;
 
@@ -19,6 +21,10 @@ struct Owner<'a> {
     worker: usize,
     random: u64,
     model: HashMap<u32, FlowRef>,
+    /// Flows that are not in the model yet, and what the other thread's count was when they were marked.
+    young: Vec<(u32, FlowRef, u64)>,
+    /// How many operations each thread has begun.
+    operations: &'a [AtomicU64; 2],
 }
 
 impl Owner<'_> {
@@ -33,7 +39,11 @@ impl Owner<'_> {
 
     /// Flows of its own are there exactly if the map says so, wherever they are looked for.
     fn own(&mut self) {
+        self.grow_up();
         let n = self.random(OWN);
+        if self.young.iter().any(|(young, ..)| *young == n) {
+            return;
+        }
         let key = key(100_000 * (1 + self.worker as u32) + n);
         match self.random(4) {
             0 => match self.table.insert(&mut self.share, &self.epochs, &plain(key), 0) {
@@ -41,7 +51,8 @@ impl Owner<'_> {
                     for flow in [flow, flow.reversed()] {
                         self.table.line(flow).tail().mark(state::seen::DATA);
                     }
-                    assert_eq!(self.model.insert(n, flow), None, "it was there");
+                    assert!(!self.model.contains_key(&n), "it was there");
+                    self.young.push((n, flow, self.others_operations()));
                 }
                 Err(InsertError::ReplyTaken) => assert!(self.model.contains_key(&n), "it was not there"),
                 Err(InsertError::Full) => {}
@@ -55,6 +66,24 @@ impl Owner<'_> {
             2 => assert_eq!(self.find(&key), self.model.get(&n).copied()),
             _ => assert_eq!(self.find(&key.reversed()), self.model.get(&n).map(|flow| flow.reversed())),
         }
+    }
+
+    /// Before its packets were marked a flow is one that nobody has answered, and the other thread may have chosen it to
+    /// make room. Those that are there after that thread has gone on to its next operation but one are there to stay.
+    fn grow_up(&mut self) {
+        let others = self.others_operations();
+        let young = std::mem::take(&mut self.young);
+        for (n, flow, since) in young {
+            if others < since.saturating_add(2) {
+                self.young.push((n, flow, since));
+            } else if self.find(&key(100_000 * (1 + self.worker as u32) + n)) == Some(flow) {
+                self.model.insert(n, flow);
+            }
+        }
+    }
+
+    fn others_operations(&self) -> u64 {
+        self.operations[1 - self.worker].load(Ordering::SeqCst)
     }
 
     /// Of common flows, which the other thread begins and ends as well, what is found is what was asked for.
@@ -89,15 +118,19 @@ fn two_threads_do_what_their_maps_do() {
     let epochs = Epochs::new(2);
     let seed = clock::cycles();
     println!("seed {seed}");
+    let operations = [const { AtomicU64::new(0) }; 2];
     let owners: Vec<Owner<'_>> = std::thread::scope(|scope| {
         let threads = [0, 1].map(|worker| {
-            let (table, epochs) = (&table, epochs.clone());
+            let (table, epochs, operations) = (&table, epochs.clone(), &operations);
             scope.spawn(move || {
                 let reader = Reader::new(epochs.clone(), worker);
                 let (share, model) = (Share::new(worker, 2), HashMap::new());
                 let random = seed ^ (worker as u64) << 32;
-                let mut owner = Owner { table, epochs, reader, share, worker, random, model };
+                let young = Vec::new();
+                let mut owner =
+                    Owner { table, epochs, reader, share, worker, random, model, young, operations };
                 for n in 0..OPERATIONS {
+                    operations[worker].fetch_add(1, Ordering::SeqCst);
                     if n % 4 == 0 {
                         owner.common();
                     } else {
@@ -109,6 +142,7 @@ fn two_threads_do_what_their_maps_do() {
                     }
                 }
                 owner.reader.offline();
+                operations[worker].store(u64::MAX, Ordering::SeqCst);
                 owner
             })
         });
