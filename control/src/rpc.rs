@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use tokio::{net::UnixListener, sync::watch};
@@ -22,6 +23,7 @@ use crate::{
     proposal::Proposal,
     push::{self, Link},
     reconcile::{Cluster, Summary},
+    source::Standing,
 };
 
 /// What the service answers from.
@@ -30,6 +32,8 @@ pub struct ControlService {
     pub node: String,
     /// Where objects come from.
     pub source: String,
+    /// How it stands, where there is somebody to talk to.
+    pub standing: Option<watch::Receiver<Standing>>,
     /// How things stand with the dataplane.
     pub link: watch::Receiver<Link>,
     /// What is accepted.
@@ -161,6 +165,7 @@ impl Control for ControlService {
                 .map(|(kind, count)| (kind.to_string(), u32::try_from(count).unwrap_or(u32::MAX)))
                 .collect(),
             problems: self.problems.list().into_iter().map(Into::into).collect(),
+            standing: self.standing.as_ref().map(|standing| told(&standing.borrow())),
         }))
     }
 
@@ -190,6 +195,17 @@ impl Control for ControlService {
             problems: outcome.problems.into_iter().map(Into::into).collect(),
             effects: Some(effects),
         }))
+    }
+}
+
+fn told(Standing { is_connected, since, reason, relist }: &Standing) -> v1::SourceStanding {
+    let ago = |time: &SystemTime| time.elapsed().unwrap_or_default().as_secs();
+    v1::SourceStanding {
+        connected: *is_connected,
+        seconds: ago(since),
+        reason: reason.clone(),
+        relist: relist.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        relist_seconds: relist.as_ref().map(|(when, _)| ago(when)).unwrap_or_default(),
     }
 }
 
