@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error};
 
 use crate::{
+    api::Access,
     compile::{self, Settings},
     pools::Pool,
 };
@@ -20,9 +21,12 @@ use crate::{
 pub struct Config {
     /// The node that this process serves: the name of its Node object.
     pub node: String,
-    /// Directory of the Kubernetes manifests.
-    #[serde(default = "defaults::manifests")]
-    pub manifests: PathBuf,
+    /// Directory of the Kubernetes manifests; always there where there is no API server to ask.
+    #[serde(default)]
+    pub manifests: Option<PathBuf>,
+    /// The API server that objects come from, in the place of manifests.
+    #[serde(default)]
+    pub kubernetes: Option<Access>,
     /// The cluster's Service ranges.
     #[serde(default)]
     pub service_cidrs: Vec<IpNet>,
@@ -224,13 +228,18 @@ impl Config {
 
     fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let path = path.to_owned();
-        let config: Self = match toml::from_str(text) {
+        let mut config: Self = match toml::from_str(text) {
             Ok(config) => config,
             Err(source) => return Err(ConfigError::Parse { path, source: Box::new(source) }),
         };
         // IPv6 needs links of 1280 bytes (RFC 8200, section 5), inside the tunnel, too.
         for (is_wrong, key, reason) in [
             (config.node.is_empty(), "node", "is empty"),
+            (
+                config.manifests.is_some() && config.kubernetes.is_some(),
+                "manifests",
+                "cannot stand beside [kubernetes]: objects come from one place",
+            ),
             (config.vxlan_port == 0, "vxlan_port", "is 0"),
             (config.vni >= 1 << 24, "vni", "does not fit in 24 bits"),
             (!(1350..=65535).contains(&config.uplink_mtu), "uplink_mtu", "is not in 1350..65535"),
@@ -245,6 +254,9 @@ impl Config {
             if is_wrong {
                 return Err(ConfigError::Value { path, key, reason });
             }
+        }
+        if config.kubernetes.is_none() {
+            config.manifests.get_or_insert_with(defaults::manifests);
         }
         Ok(config)
     }
@@ -291,6 +303,9 @@ mod tests {
         let config = parse("node = \"node1\"").unwrap();
         assert_eq!((config.vxlan_port, config.vni, config.uplink_mtu), (4789, 4096, 1500));
         assert_eq!(config.settings(), Settings::new("node1"));
+        assert_eq!((config.manifests, config.kubernetes), (Some(defaults::manifests()), None));
+        let config = parse("node = \"node1\"\n[kubernetes]").unwrap();
+        assert_eq!((config.manifests, config.kubernetes), (None, Some(Access { kubeconfig: None })));
         assert!(parse("").unwrap_err().contains("missing field `node`"));
     }
 
@@ -325,6 +340,10 @@ mod tests {
         );
         let pools = "[[pools]]\nname = \"a\"\naddresses = [\"192.0.2.0/28\"]\n";
         for (text, expected) in [
+            (
+                "manifests = \"/m\"\n[kubernetes]\nkubeconfig = \"/k\"",
+                "manifests cannot stand beside [kubernetes]",
+            ),
             ("node_port_range = \"5\"", "\"5\" is not a range FIRST-LAST of ports"),
             ("node_port_range = \"9-5\"", "is not a range"),
             ("masquerade.ports = \"32767-40000\"", "masquerade.ports overlaps with node_port_range"),

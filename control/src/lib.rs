@@ -4,7 +4,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`source`] | objects from a directory of manifests, validated into [`model`] types at the rim |
+//! | [`source`] | objects from Kubernetes or a directory of manifests, validated into [`model`] types at the rim |
 //! | [`state`] | what the cluster wants: all objects, and who holds which address |
 //! | [`compile`] | from state to the dataplane's table objects: pure |
 //! | [`push`] | the difference to the dataplane, one transaction after another |
@@ -13,6 +13,7 @@
 //! [`attach`] makes the links of pods, [`rpc`] answers on the control socket, [`health`] answers load balancers, [`config`]
 //! reads the configuration, and [`problem`] holds what any of them had to refuse.
 
+pub mod api;
 pub mod attach;
 pub mod compile;
 pub mod config;

@@ -19,7 +19,11 @@ use wirelane_control::{
     push::{Desired, Pusher},
     reconcile::Reconciler,
     rpc::{ControlService, ControlSocket},
-    source::{Source, dir::Dir},
+    source::{
+        Source,
+        dir::Dir,
+        kube::{Kube, Patience},
+    },
 };
 
 /// Turns Kubernetes manifests into the tables of Wirelane's dataplane, and attaches pods to it.
@@ -64,7 +68,10 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let source: Box<dyn Source> = Box::new(Dir::new(config.manifests.clone()));
+    let source: Box<dyn Source> = match (&config.kubernetes, &config.manifests) {
+        (Some(access), _) => Box::new(Kube::new(access.clone(), Patience::default())),
+        (None, manifests) => Box::new(Dir::new(manifests.clone().unwrap_or_default())),
+    };
     let pools = (!config.pools.is_empty())
         .then(|| {
             let (node, allocator) = (config.node.clone(), config.allocator.clone());
@@ -81,6 +88,7 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let service = ControlService {
         node: config.node,
         source: source.describe(),
+        standing: source.standing(),
         link,
         summary: cluster.summary(),
         problems,

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use tokio::{net::UnixListener, sync::watch};
@@ -21,6 +22,7 @@ use crate::{
     proposal::Proposal,
     push::{self, Link},
     reconcile::{Cluster, Summary},
+    source::Standing,
 };
 
 /// What the service answers from.
@@ -29,6 +31,8 @@ pub struct ControlService {
     pub node: String,
     /// Where objects come from.
     pub source: String,
+    /// How it stands, where there is somebody to talk to.
+    pub standing: Option<watch::Receiver<Standing>>,
     /// How things stand with the dataplane.
     pub link: watch::Receiver<Link>,
     /// What is accepted.
@@ -160,6 +164,7 @@ impl Control for ControlService {
                 .map(|(kind, count)| (kind.to_string(), u32::try_from(count).unwrap_or(u32::MAX)))
                 .collect(),
             problems: self.problems.list().into_iter().map(Into::into).collect(),
+            standing: self.standing.as_ref().map(|standing| told(&standing.borrow())),
         }))
     }
 
@@ -182,6 +187,17 @@ impl Control for ControlService {
         let mut client = push::dial(&self.dataplane).await.map_err(away)?;
         let effects = client.what_if(outcome.request()).await?.into_inner();
         Ok(Response::new(outcome.answer(effects)))
+    }
+}
+
+fn told(Standing { is_connected, since, reason, relist }: &Standing) -> v1::SourceStanding {
+    let ago = |time: &SystemTime| time.elapsed().unwrap_or_default().as_secs();
+    v1::SourceStanding {
+        connected: *is_connected,
+        seconds: ago(since),
+        reason: reason.clone(),
+        relist: relist.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        relist_seconds: relist.as_ref().map(|(when, _)| ago(when)).unwrap_or_default(),
     }
 }
 

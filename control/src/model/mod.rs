@@ -9,6 +9,7 @@ mod check;
 mod cluster;
 mod cluster_policy;
 mod endpoints;
+pub(crate) mod given;
 mod labels;
 mod network_policy;
 mod pod;
@@ -165,7 +166,7 @@ impl fmt::Display for Key {
 pub struct Created(i64);
 
 impl Created {
-    pub(crate) fn of(metadata: &ObjectMeta) -> Self {
+    pub(crate) fn of(metadata: &given::Metadata) -> Self {
         Self(metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()))
     }
 }
