@@ -69,9 +69,12 @@ pub struct Config {
     /// The node that chooses from the pools, where there are several.
     #[serde(default)]
     pub allocator: Option<String>,
-    /// Where what was chosen is remembered.
+    /// Where what was chosen is remembered, and what is attached.
     #[serde(default = "defaults::state_folder")]
     pub state_folder: PathBuf,
+    /// How long a pod's address is kept back when its pod is gone, in seconds.
+    #[serde(default = "defaults::address_hold_seconds")]
+    pub address_hold_seconds: u32,
     /// Where `/healthz` and `/livez` are served; empty: nowhere.
     #[serde(default = "defaults::healthz")]
     pub healthz: Vec<SocketAddr>,
@@ -167,6 +170,12 @@ mod defaults {
 
     pub(super) fn state_folder() -> PathBuf {
         "/var/lib/wirelane".into()
+    }
+
+    /// As amazon-vpc-cni-k8s: long enough for other nodes to hear that its pod is gone, and a /24 still has 250 pods to give in
+    /// that time.
+    pub(super) const fn address_hold_seconds() -> u32 {
+        30
     }
 
     /// kube-proxy's port, on every address of both families.

@@ -1,6 +1,6 @@
 //! `wirelane-control`: reads its configuration, puts the parts together, and runs until it is told to stop.
 
-use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
+use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
@@ -14,6 +14,7 @@ use wirelane_control::{
     attach::Attacher,
     config::Config,
     health::Health,
+    ipam::Ipam,
     pools::{NoStatus, Pools},
     problem::Problems,
     push::{Desired, Pusher},
@@ -79,11 +80,13 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
         })
         .transpose()
         .context("addresses given to load balancers")?;
+    let hold = Duration::from_secs(config.address_hold_seconds.into());
+    let leases = Ipam::open(&config.state_folder, hold).context("pods that are attached")?;
     let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
     let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
     let attacher =
-        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone());
+        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone(), leases);
 
     let service = ControlService {
         node: config.node,
