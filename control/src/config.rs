@@ -1,4 +1,4 @@
-//! The configuration file: TOML, every key with a default but the node's name.
+//! The configuration file: TOML, every key with a default.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,7 +19,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The node that this process serves: the name of its Node object.
+    /// The node that this process serves: the name of its Node object. Empty: the command line names it.
+    #[serde(default)]
     pub node: String,
     /// Directory of the Kubernetes manifests; always there where there is no API server to ask.
     #[serde(default)]
@@ -235,7 +236,11 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Reads what is in the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         let mut config: Self = match toml::from_str(text) {
             Ok(config) => config,
@@ -243,7 +248,6 @@ impl Config {
         };
         // IPv6 needs links of 1280 bytes (RFC 8200, section 5), inside the tunnel, too.
         for (is_wrong, key, reason) in [
-            (config.node.is_empty(), "node", "is empty"),
             (
                 config.manifests.is_some() && config.kubernetes.is_some(),
                 "manifests",
@@ -315,7 +319,7 @@ mod tests {
         assert_eq!((config.manifests, config.kubernetes), (Some(defaults::manifests()), None));
         let config = parse("node = \"node1\"\n[kubernetes]").unwrap();
         assert_eq!((config.manifests, config.kubernetes), (None, Some(Access { kubeconfig: None })));
-        assert!(parse("").unwrap_err().contains("missing field `node`"));
+        assert_eq!(parse("").unwrap().node, "", "the command line names it");
     }
 
     #[test]

@@ -15,6 +15,7 @@
 
 pub mod api;
 pub mod attach;
+pub mod cleanup;
 pub mod cni;
 pub mod compile;
 pub mod config;

@@ -13,6 +13,7 @@ use std::{io, net::IpAddr, path::Path};
 use serde::Deserialize;
 
 use self::memory::Memory;
+pub(crate) use self::memory::FILE;
 pub use self::{
     allocate::{Assignments, Refusal},
     range::{InvalidRange, Range},
