@@ -59,7 +59,9 @@ async fn main() -> anyhow::Result<()> {
     run(&arguments).await
 }
 
-async fn run(Arguments { config: file, node, runtime_dir, cleanup: is_cleanup }: &Arguments) -> anyhow::Result<()> {
+async fn run(
+    Arguments { config: file, node, runtime_dir, cleanup: is_cleanup }: &Arguments,
+) -> anyhow::Result<()> {
     let mut config = Config::load(file)?;
     if let Some(node) = node {
         config.node.clone_from(node);

@@ -12,8 +12,8 @@ use std::{io, net::IpAddr, path::Path};
 
 use serde::Deserialize;
 
-use self::memory::Memory;
 pub(crate) use self::memory::FILE;
+use self::memory::Memory;
 pub use self::{
     allocate::{Assignments, Refusal},
     range::{InvalidRange, Range},

@@ -21,7 +21,11 @@ fn network(host: &Host) -> Finding {
     let files = host.list(CNI_FOLDER);
     let mut files = files.into_iter().filter(|name| CONFIGURATIONS.iter().any(|end| name.ends_with(end)));
     let Some(first) = files.next() else {
-        return Finding::warning(ABOUT, format!("/{CNI_FOLDER} has no configuration yet"), "wirelane node prepare, or the DaemonSet, puts it there");
+        return Finding::warning(
+            ABOUT,
+            format!("/{CNI_FOLDER} has no configuration yet"),
+            "wirelane node prepare, or the DaemonSet, puts it there",
+        );
     };
     let is_ours = |name: &str| {
         host.read(&format!("{CNI_FOLDER}/{name}")).is_some_and(|text| text.contains("\"wirelane-cni\""))
@@ -29,7 +33,9 @@ fn network(host: &Host) -> Finding {
     if is_ours(&first) {
         return Finding::ok(ABOUT, format!("/{CNI_FOLDER}/{first} is what the runtime takes"));
     }
-    let advice = format!("take the other plugin's configuration away (and what it has left on the node): the runtime takes the first by name, which is {first}");
+    let advice = format!(
+        "take the other plugin's configuration away (and what it has left on the node): the runtime takes the first by name, which is {first}"
+    );
     Finding::fault(ABOUT, format!("another plugin's configuration: /{CNI_FOLDER}/{first}"), advice)
 }
 
@@ -38,7 +44,9 @@ fn kube_proxy(host: &Host, run: Run<'_>) -> Finding {
     const ABOUT: &str = "kube-proxy";
     let is_number = |name: &String| name.bytes().all(|digit| digit.is_ascii_digit());
     let mut processes = host.list("proc").into_iter().filter(is_number);
-    if let Some(process) = processes.find(|process| host.read(&format!("proc/{process}/comm")).as_deref() == Some("kube-proxy")) {
+    if let Some(process) =
+        processes.find(|process| host.read(&format!("proc/{process}/comm")).as_deref() == Some("kube-proxy"))
+    {
         let advice = "do without it: kubeadm's --skip-phases=addon/kube-proxy, or delete its DaemonSet; then kube-proxy --cleanup on each node";
         return Finding::fault(ABOUT, format!("runs, as process {process}"), advice);
     }
@@ -64,7 +72,9 @@ fn tunnel(host: &Host, port: u16) -> Finding {
     let suffix = format!(":{port:04X}");
     let is_taken = ["proc/net/udp", "proc/net/udp6"].iter().any(|file| {
         let text = host.read(file).unwrap_or_default();
-        text.lines().skip(1).any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(&suffix)))
+        text.lines()
+            .skip(1)
+            .any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(&suffix)))
     });
     if is_taken {
         let advice = "end the other tunnel, or give Wirelane's another `vxlan_port` on all nodes";
@@ -110,9 +120,15 @@ mod tests {
     #[test]
     fn another_plugin_that_comes_first_is_told() {
         let ours = r#"{"plugins": [{"type": "wirelane-cni"}]}"#;
-        let (_root, host) = with_files(&[("etc/cni/net.d/10-wirelane.conflist", ours), ("etc/cni/net.d/99-other.conf", "{}")]);
+        let (_root, host) = with_files(&[
+            ("etc/cni/net.d/10-wirelane.conflist", ours),
+            ("etc/cni/net.d/99-other.conf", "{}"),
+        ]);
         assert_eq!(network(&host).state, State::Ok);
-        let (_root, host) = with_files(&[("etc/cni/net.d/10-wirelane.conflist", ours), ("etc/cni/net.d/05-other.conf", "{}")]);
+        let (_root, host) = with_files(&[
+            ("etc/cni/net.d/10-wirelane.conflist", ours),
+            ("etc/cni/net.d/05-other.conf", "{}"),
+        ]);
         assert!(network(&host).advice.contains("05-other.conf"));
         let (_root, host) = with_files(&[("etc/cni/net.d/README", "")]);
         assert_eq!(network(&host).state, State::Warning);
@@ -125,18 +141,24 @@ mod tests {
         assert!(kube_proxy(&host, &nothing).found.contains("process 77"));
         let (_root, host) = with_files(&[("proc/77/comm", "kubelet\n")]);
         assert_eq!(kube_proxy(&host, &nothing).state, State::Ok);
-        let rules = |program: &str, _: &[&str]| (program == "iptables-save").then(|| ":KUBE-SERVICES - [0:0]".to_owned());
+        let rules = |program: &str, _: &[&str]| {
+            (program == "iptables-save").then(|| ":KUBE-SERVICES - [0:0]".to_owned())
+        };
         assert_eq!(kube_proxy(&host, &rules).state, State::Fault);
     }
 
     #[test]
     fn ports_are_nobody_elses() {
         let udp = "sl local_address rem_address\n 0: 00000000:12B5 00000000:0000 07\n";
-        let (_root, host) = with_files(&[("proc/net/udp", udp), ("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999")]);
+        let (_root, host) =
+            with_files(&[("proc/net/udp", udp), ("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999")]);
         assert_eq!([4789, 8472].map(|port| tunnel(&host, port).state), [State::Fault, State::Ok]);
         assert_eq!(local_ports(&host, &config()).state, State::Ok);
         let (_root, host) = with_files(&[("proc/sys/net/ipv4/ip_local_port_range", "1024\t65535")]);
         let found = local_ports(&host, &config()).found;
-        assert!(found.contains("masquerade.ports 61000-65535") && found.contains("node_port_range 30000-32767"), "{found}");
+        assert!(
+            found.contains("masquerade.ports 61000-65535") && found.contains("node_port_range 30000-32767"),
+            "{found}"
+        );
     }
 }

@@ -111,7 +111,8 @@ impl Diagnosis {
         });
         let count = |state| self.0.iter().filter(|finding| finding.state == state).count();
         let (warnings, faults) = (count(State::Warning), count(State::Fault));
-        let verdict = if faults == 0 { "this node can run Wirelane" } else { "this node cannot run Wirelane yet" };
+        let verdict =
+            if faults == 0 { "this node can run Wirelane" } else { "this node cannot run Wirelane yet" };
         format!("{}\n{verdict}: {faults} faults, {warnings} warnings\n", grid(columns, rows))
     }
 

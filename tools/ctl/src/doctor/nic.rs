@@ -72,7 +72,9 @@ fn of_default_route(host: &Host) -> Option<String> {
     let v4 = host.read("proc/net/route").unwrap_or_default();
     let v4 = v4.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
     let v4 = v4.filter(|fields| fields.len() > 7 && fields[1] == "00000000" && fields[7] == "00000000");
-    let v4 = v4.min_by_key(|fields| fields[6].parse::<u32>().unwrap_or(u32::MAX)).map(|fields| fields[0].to_owned());
+    let v4 = v4
+        .min_by_key(|fields| fields[6].parse::<u32>().unwrap_or(u32::MAX))
+        .map(|fields| fields[0].to_owned());
     v4.or_else(|| {
         let v6 = host.read("proc/net/ipv6_route")?;
         let mut v6 = v6.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -88,7 +90,11 @@ fn of_default_route(host: &Host) -> Option<String> {
 fn link(host: &Host, uplink: &str) -> Finding {
     let state = host.read(&sys(uplink, "operstate")).unwrap_or_default();
     if state == "down" {
-        Finding::fault("uplink", format!("{uplink} is down"), format!("ip link set {uplink} up; is its cable in?"))
+        Finding::fault(
+            "uplink",
+            format!("{uplink} is down"),
+            format!("ip link set {uplink} up; is its cable in?"),
+        )
     } else {
         Finding::ok("uplink", format!("{uplink} is {state}"))
     }
@@ -120,7 +126,8 @@ fn queues(host: &Host, uplink: &str, workers: usize) -> Finding {
     const ABOUT: &str = "queues";
     let queues = host.list(&sys(uplink, "queues")).iter().filter(|name| name.starts_with("rx-")).count();
     let found = format!("{queues} receive queues, for {workers} workers");
-    let advice = format!("ethtool --set-channels {uplink} combined {workers}, or as many workers as there are queues");
+    let advice =
+        format!("ethtool --set-channels {uplink} combined {workers}, or as many workers as there are queues");
     match queues.cmp(&workers) {
         std::cmp::Ordering::Equal => Finding::ok(ABOUT, found),
         // A driver may have more than are in use.
@@ -136,12 +143,19 @@ fn mtu(host: &Host, uplink: &str, configured: u32) -> Finding {
     };
     if mtu < configured {
         let advice = format!("uplink_mtu = {mtu} in control.toml, on all nodes");
-        Finding::fault(ABOUT, format!("{mtu}, but uplink_mtu is {configured}: the tunnel's packets do not fit"), advice)
+        Finding::fault(
+            ABOUT,
+            format!("{mtu}, but uplink_mtu is {configured}: the tunnel's packets do not fit"),
+            advice,
+        )
     } else if mtu > configured {
-        let advice = format!("uplink_mtu = {mtu} in control.toml, if all nodes have as much: pods get larger packets");
+        let advice =
+            format!("uplink_mtu = {mtu} in control.toml, if all nodes have as much: pods get larger packets");
         Finding::warning(ABOUT, format!("{mtu}, and uplink_mtu is {configured}"), advice)
     } else if mtu > LARGEST_NATIVE {
-        let advice = format!("an MTU of at most {LARGEST_NATIVE}, where the driver refuses the program in native mode");
+        let advice = format!(
+            "an MTU of at most {LARGEST_NATIVE}, where the driver refuses the program in native mode"
+        );
         Finding::warning(ABOUT, format!("{mtu}: some drivers' native XDP wants a frame in one page"), advice)
     } else {
         Finding::ok(ABOUT, format!("{mtu}"))
@@ -166,7 +180,8 @@ fn offloads(uplink: &str, run: Run<'_>) -> Option<Finding> {
 
 fn program(uplink: &str, run: Run<'_>) -> Option<Finding> {
     const ABOUT: &str = "XDP program";
-    let link: Value = serde_json::from_str(&run("ip", &["-json", "-details", "link", "show", "dev", uplink])?).ok()?;
+    let link: Value =
+        serde_json::from_str(&run("ip", &["-json", "-details", "link", "show", "dev", uplink])?).ok()?;
     let Some(program) = link[0].get("xdp").and_then(|xdp| xdp.get("prog")) else {
         return Some(Finding::ok(ABOUT, format!("{uplink} has none")));
     };
@@ -174,7 +189,8 @@ fn program(uplink: &str, run: Run<'_>) -> Option<Finding> {
     if name.starts_with("wirelane") || name.starts_with("steer") {
         return Some(Finding::ok(ABOUT, format!("{uplink} has Wirelane's own")));
     }
-    let advice = format!("see whose it is (bpftool prog show id {id}); ip link set {uplink} xdp off takes it away");
+    let advice =
+        format!("see whose it is (bpftool prog show id {id}); ip link set {uplink} xdp off takes it away");
     Some(Finding::fault(ABOUT, format!("{uplink} has another: {id} {name}"), advice))
 }
 
@@ -190,11 +206,15 @@ mod tests {
     #[test]
     fn the_uplink_is_that_of_the_default_route() {
         let head = "Iface Destination Gateway Flags RefCnt Use Metric Mask MTU Window IRTT\n";
-        let v4 = format!("{head}eth1 0000A8C0 0 1 0 0 0 00FFFFFF 0 0 0\neth9 00000000 1 3 0 0 200 00000000 0 0 0\neth0 00000000 1 3 0 0 100 00000000 0 0 0\n");
+        let v4 = format!(
+            "{head}eth1 0000A8C0 0 1 0 0 0 00FFFFFF 0 0 0\neth9 00000000 1 3 0 0 200 00000000 0 0 0\neth0 00000000 1 3 0 0 100 00000000 0 0 0\n"
+        );
         let (_root, host) = with_files(&[("proc/net/route", &v4)]);
         assert_eq!(of_default_route(&host).as_deref(), Some("eth0"));
         let zero = "0".repeat(32);
-        let v6 = format!("{zero} 00 {zero} 00 {zero} ffffffff 1 0 00200200 lo\n{zero} 00 {zero} 00 fe80 100 1 0 3 eth2\n");
+        let v6 = format!(
+            "{zero} 00 {zero} 00 {zero} ffffffff 1 0 00200200 lo\n{zero} 00 {zero} 00 fe80 100 1 0 3 eth2\n"
+        );
         let (_root, host) = with_files(&[("proc/net/route", head), ("proc/net/ipv6_route", &v6)]);
         assert_eq!(of_default_route(&host).as_deref(), Some("eth2"));
         let (_root, host) = with_files(&[("proc/net/route", head)]);
@@ -210,8 +230,14 @@ mod tests {
             ("sys/class/net/eth0/mtu", "1500\n"),
             ("sys/class/net/eth0/operstate", "up\n"),
         ]);
-        assert_eq!([1, 2, 3].map(|workers| queues(&host, "eth0", workers).state), [State::Warning, State::Ok, State::Fault]);
-        assert_eq!([1400, 1500, 9000].map(|mtu_of| mtu(&host, "eth0", mtu_of).state), [State::Warning, State::Ok, State::Fault]);
+        assert_eq!(
+            [1, 2, 3].map(|workers| queues(&host, "eth0", workers).state),
+            [State::Warning, State::Ok, State::Fault]
+        );
+        assert_eq!(
+            [1400, 1500, 9000].map(|mtu_of| mtu(&host, "eth0", mtu_of).state),
+            [State::Warning, State::Ok, State::Fault]
+        );
         assert_eq!(link(&host, "eth0").state, State::Ok);
     }
 
@@ -220,8 +246,14 @@ mod tests {
         let with = |text: &'static str| move |_: &str, _: &[&str]| Some(text.to_owned());
         let state = |finding: Option<Finding>| finding.map(|finding| finding.state);
         assert_eq!(state(program("eth0", &with("[{}]"))), Some(State::Ok));
-        assert_eq!(state(program("eth0", &with(r#"[{"xdp":{"prog":{"id":7,"name":"xdp_dispatcher"}}}]"#))), Some(State::Fault));
-        assert_eq!(state(offloads("eth0", &with("large-receive-offload: on\nrx-gro-hw: off [fixed]\n"))), Some(State::Fault));
+        assert_eq!(
+            state(program("eth0", &with(r#"[{"xdp":{"prog":{"id":7,"name":"xdp_dispatcher"}}}]"#))),
+            Some(State::Fault)
+        );
+        assert_eq!(
+            state(offloads("eth0", &with("large-receive-offload: on\nrx-gro-hw: off [fixed]\n"))),
+            Some(State::Fault)
+        );
         assert_eq!(state(offloads("eth0", &with("large-receive-offload: off\n"))), Some(State::Ok));
         assert_eq!(state(offloads("eth0", &|_, _| None)), None);
     }

@@ -44,7 +44,11 @@ fn kernel(host: &Host) -> Finding {
     if version >= OLDEST_KERNEL {
         Finding::ok("kernel", format!("Linux {release}"))
     } else {
-        Finding::fault("kernel", format!("Linux {release}"), format!("Linux {major}.{minor} or later is needed"))
+        Finding::fault(
+            "kernel",
+            format!("Linux {release}"),
+            format!("Linux {major}.{minor} or later is needed"),
+        )
     }
 }
 
@@ -52,7 +56,11 @@ fn kernel(host: &Host) -> Finding {
 fn xdp_sockets(host: &Host) -> Finding {
     const ABOUT: &str = "AF_XDP";
     let Some(protocols) = host.read("proc/net/protocols") else {
-        return Finding::warning(ABOUT, "/proc/net/protocols cannot be read", "see that the kernel has CONFIG_XDP_SOCKETS");
+        return Finding::warning(
+            ABOUT,
+            "/proc/net/protocols cannot be read",
+            "see that the kernel has CONFIG_XDP_SOCKETS",
+        );
     };
     if protocols.lines().any(|line| line.split_whitespace().next() == Some("XDP")) {
         Finding::ok(ABOUT, "the kernel has it")
@@ -64,8 +72,11 @@ fn xdp_sockets(host: &Host) -> Finding {
 fn allowed() -> Finding {
     const ABOUT: &str = "capabilities";
     let effective = capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
-    let missing: Vec<_> =
-        NEEDED.iter().filter(|(capability, _)| !effective.contains(*capability)).map(|(_, name)| *name).collect();
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(capability, _)| !effective.contains(*capability))
+        .map(|(_, name)| *name)
+        .collect();
     if missing.is_empty() {
         return Finding::ok(ABOUT, "all that the dataplane needs");
     }
@@ -91,12 +102,21 @@ fn locked(needed: u64) -> Finding {
 
 fn cores(host: &Host, workers: usize) -> Finding {
     const ABOUT: &str = "cores";
-    let cores = host.read("proc/cpuinfo").unwrap_or_default().lines().filter(|line| line.starts_with("processor")).count();
+    let cores = host
+        .read("proc/cpuinfo")
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count();
     let found = format!("{cores}, for {workers} workers");
     if cores < workers {
         Finding::fault(ABOUT, found, "a worker has a core to itself: fewer workers")
     } else if cores == workers {
-        Finding::warning(ABOUT, found, "under load the workers leave nothing to pods and kubelet: one worker less than there are cores")
+        Finding::warning(
+            ABOUT,
+            found,
+            "under load the workers leave nothing to pods and kubelet: one worker less than there are cores",
+        )
     } else {
         Finding::ok(ABOUT, found)
     }
@@ -106,7 +126,11 @@ fn available(host: &Host, needed: u64) -> Finding {
     const ABOUT: &str = "memory";
     let needed_mib = needed / MIB;
     let Some(available) = host.memory("MemAvailable") else {
-        return Finding::warning(ABOUT, "/proc/meminfo cannot be read", format!("{needed_mib} MiB are needed"));
+        return Finding::warning(
+            ABOUT,
+            "/proc/meminfo cannot be read",
+            format!("{needed_mib} MiB are needed"),
+        );
     };
     let found = format!("{} MiB available; {needed_mib} MiB for flows and frames", available / 1024);
     if available * 1024 < needed {
@@ -130,7 +154,8 @@ fn huge_pages(host: &Host, memory: u64) -> Finding {
 
 fn clock(host: &Host) -> Finding {
     const ABOUT: &str = "clock";
-    let source = host.read("sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap_or_default();
+    let source =
+        host.read("sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap_or_default();
     let flags = host.read("proc/cpuinfo").unwrap_or_default();
     let is_steady = ["constant_tsc", "nonstop_tsc"].iter().all(|flag| flags.contains(flag));
     if is_steady {
@@ -148,9 +173,12 @@ mod tests {
 
     #[test]
     fn old_kernels_and_those_without_af_xdp_are_told() {
-        for (release, state) in
-            [("6.18.0", State::Ok), ("5.10.0-8-amd64", State::Ok), ("5.4.0-generic", State::Fault), ("", State::Fault)]
-        {
+        for (release, state) in [
+            ("6.18.0", State::Ok),
+            ("5.10.0-8-amd64", State::Ok),
+            ("5.4.0-generic", State::Fault),
+            ("", State::Fault),
+        ] {
             let (_root, host) = with_files(&[("proc/sys/kernel/osrelease", release)]);
             assert_eq!(kernel(&host).state, state, "{release}");
         }
@@ -163,11 +191,22 @@ mod tests {
     #[test]
     fn cores_and_memory_are_counted() {
         let cpus = "processor : 0\nflags : constant_tsc nonstop_tsc\n\nprocessor : 1\n";
-        let (_root, host) =
-            with_files(&[("proc/cpuinfo", cpus), ("proc/meminfo", "MemAvailable: 2048 kB\nHugePages_Free:       3\n")]);
-        assert_eq!([1, 2, 3].map(|workers| cores(&host, workers).state), [State::Ok, State::Warning, State::Fault]);
-        assert_eq!([2 * MIB, 2 * MIB + 1].map(|needed| available(&host, needed).state), [State::Ok, State::Fault]);
-        assert_eq!([6 * MIB, 7 * MIB].map(|memory| huge_pages(&host, memory).state), [State::Ok, State::Warning]);
+        let (_root, host) = with_files(&[
+            ("proc/cpuinfo", cpus),
+            ("proc/meminfo", "MemAvailable: 2048 kB\nHugePages_Free:       3\n"),
+        ]);
+        assert_eq!(
+            [1, 2, 3].map(|workers| cores(&host, workers).state),
+            [State::Ok, State::Warning, State::Fault]
+        );
+        assert_eq!(
+            [2 * MIB, 2 * MIB + 1].map(|needed| available(&host, needed).state),
+            [State::Ok, State::Fault]
+        );
+        assert_eq!(
+            [6 * MIB, 7 * MIB].map(|memory| huge_pages(&host, memory).state),
+            [State::Ok, State::Warning]
+        );
         assert_eq!(clock(&host).state, State::Ok);
     }
 }

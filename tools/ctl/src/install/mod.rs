@@ -63,7 +63,8 @@ const DATAPLANE: (&str, &str) =
 
 /// The answer: what to print.
 pub fn run(install: &Install) -> Result<String> {
-    let with_image = |text: &str| text.replace(&format!("image: {IMAGE}\n"), &format!("image: {}\n", install.image));
+    let with_image =
+        |text: &str| text.replace(&format!("image: {IMAGE}\n"), &format!("image: {}\n", install.image));
     let control = configured(CONTROL, &install.control)?;
     // As the daemons will read them: what they refuse is refused here.
     ControlConfig::parse(Path::new(CONTROL.0), &control)?;
@@ -80,7 +81,8 @@ pub fn run(install: &Install) -> Result<String> {
     };
     let config = folder.join("config");
     fs::create_dir_all(&config).with_context(|| config.display().to_string())?;
-    let write = |path: PathBuf, text: &str| fs::write(&path, text).with_context(|| path.display().to_string());
+    let write =
+        |path: PathBuf, text: &str| fs::write(&path, text).with_context(|| path.display().to_string());
     for (name, text) in &manifests {
         write(folder.join(name), text)?;
     }
@@ -111,7 +113,9 @@ fn configured((name, text): (&str, &str), settings: &[Setting]) -> Result<String
 
 /// Files as a ConfigMap that a volume makes files of again.
 fn config_map(files: &[(&str, &str)]) -> String {
-    let mut text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: wirelane\n  namespace: wirelane\ndata:\n".to_owned();
+    let mut text =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: wirelane\n  namespace: wirelane\ndata:\n"
+            .to_owned();
     for (name, content) in files {
         text += &format!("  {name}: |\n");
         for line in content.lines() {
@@ -179,11 +183,21 @@ mod tests {
 
     #[test]
     fn image_and_settings_are_as_asked_for() {
-        let arguments = ["--image", "registry.example/wirelane:2", "--dataplane", "uplink=ens3", "--dataplane", "workers=4"];
-        let text = install(&[&arguments[..], &["--control", "masquerade.except=[\"10.0.0.0/8\"]"]].concat()).unwrap();
+        let arguments = [
+            "--image",
+            "registry.example/wirelane:2",
+            "--dataplane",
+            "uplink=ens3",
+            "--dataplane",
+            "workers=4",
+        ];
+        let text = install(&[&arguments[..], &["--control", "masquerade.except=[\"10.0.0.0/8\"]"]].concat())
+            .unwrap();
         assert!(!text.contains(&format!("image: {IMAGE}")));
         assert_eq!(text.matches("image: registry.example/wirelane:2\n").count(), 3);
-        for line in ["    uplink = \"ens3\"", "    workers = 4", "    [masquerade]", "    except = [\"10.0.0.0/8\"]"] {
+        for line in
+            ["    uplink = \"ens3\"", "    workers = 4", "    [masquerade]", "    except = [\"10.0.0.0/8\"]"]
+        {
             assert!(text.contains(&format!("{line}\n")), "{line} is not in {text}");
         }
         let cleanup = install(&["--cleanup", "--image", "registry.example/wirelane:2"]).unwrap();
