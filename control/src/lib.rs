@@ -11,7 +11,8 @@
 //!
 //! [`reconcile`] is the loop over the first three, with [`pools`], which gives load balancers their addresses. Beside them,
 //! [`attach`] makes the links of pods, [`rpc`] answers on the control socket, [`health`] answers load balancers, [`config`]
-//! reads the configuration, and [`problem`] holds what any of them had to refuse.
+//! reads the configuration, and [`problem`] holds what any of them had to refuse. Where there is an [`api`] server, [`publish`]
+//! writes back to it.
 
 pub mod api;
 pub mod attach;
@@ -23,6 +24,7 @@ pub mod model;
 pub mod pools;
 pub mod problem;
 pub mod proposal;
+pub mod publish;
 pub mod push;
 pub mod reconcile;
 pub mod rpc;
