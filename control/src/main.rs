@@ -69,7 +69,8 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let kube = config.kubernetes.clone().map(|access| (Kube::new(access.clone(), Patience::default()), access));
+    let kube =
+        config.kubernetes.clone().map(|access| (Kube::new(access.clone(), Patience::default()), access));
     let statuses = Statuses::default();
     let writer: Box<dyn StatusWriter> = match &kube {
         Some(_) => Box::new(statuses.clone()),

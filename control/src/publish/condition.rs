@@ -93,7 +93,11 @@ impl Condition {
         let (status, reason, message) = if is_up {
             ("False", "WirelaneIsUp", "Wirelane's tables are live on every worker of this node")
         } else {
-            ("True", "WirelaneIsDown", "Wirelane's dataplane is away, or does not take what it is given")
+            (
+                "True",
+                "WirelaneIsDown",
+                "Wirelane's dataplane is away, or its tables are not what they are to be",
+            )
         };
         let conditions = node["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
         let known = conditions.iter().find(|condition| condition["type"] == TYPE);

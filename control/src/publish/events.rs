@@ -97,7 +97,8 @@ impl Events {
     async fn round(&mut self) -> Result<(), ApiError> {
         let standing: BTreeSet<_> = self.problems.list().into_iter().filter_map(Subject::of).collect();
         self.said.retain(|subject, _| standing.contains(subject));
-        let is_due = |subject: &Subject| self.said.get(subject).is_none_or(|said| said.at.elapsed() >= REPEAT);
+        let is_due =
+            |subject: &Subject| self.said.get(subject).is_none_or(|said| said.at.elapsed() >= REPEAT);
         let due: Vec<_> = standing.into_iter().filter(is_due).collect();
         if due.is_empty() {
             return Ok(());
@@ -136,7 +137,8 @@ impl Events {
             }
         }
         let Key { kind, name } = &subject.key;
-        let mut regarding = json!({ "apiVersion": kind.api_version(), "kind": kind.as_str(), "name": name.name });
+        let mut regarding =
+            json!({ "apiVersion": kind.api_version(), "kind": kind.as_str(), "name": name.name });
         if kind.is_namespaced() {
             regarding["namespace"] = json!(name.namespace);
         }
@@ -225,7 +227,13 @@ mod tests {
     fn problem(object: &str, reason: &str) -> Problem {
         let severity = Severity::Fault;
         let field = "spec.ports[0].port".to_owned();
-        Problem { file: "kubernetes".to_owned(), object: object.to_owned(), field, reason: reason.to_owned(), severity }
+        Problem {
+            file: "kubernetes".to_owned(),
+            object: object.to_owned(),
+            field,
+            reason: reason.to_owned(),
+            severity,
+        }
     }
 
     #[test]

@@ -95,7 +95,11 @@ fn load_balancers_have_their_addresses_in_their_status() {
     assert!(first[0].starts_with("203.0.113."), "{first:?}");
 
     // Somebody else writes at the same moment; the API server is not well; it is written in the end.
-    process.api.misbehave(Order::any(Verb::Patch, 2, Trouble::Status(409, "the object has been modified", None)));
+    process.api.misbehave(Order::any(
+        Verb::Patch,
+        2,
+        Trouble::Status(409, "the object has been modified", None),
+    ));
     process.api.misbehave(Order::any(Verb::Get, 2, Trouble::Status(500, "etcdserver: leader changed", None)));
     process.api.apply(&balancer("b", "10.96.0.2"));
     until("another has one", || ingress(&process, "b").len() == 1);
@@ -107,7 +111,8 @@ fn load_balancers_have_their_addresses_in_their_status() {
     foreign["status"] = json!({ "loadBalancer": { "ingress": [{ "hostname": "lb.example.com" }] } });
     process.api.apply(&foreign);
     // It asks for another: of the same pool.
-    let wanted = (0..3).map(|i| format!("203.0.113.{i}")).find(|wanted| ![&first[0], &second[0]].contains(&wanted));
+    let wanted =
+        (0..3).map(|i| format!("203.0.113.{i}")).find(|wanted| ![&first[0], &second[0]].contains(&wanted));
     let wanted = wanted.unwrap();
     let mut asking = balancer("a", "10.96.0.1");
     asking["metadata"]["annotations"] = json!({ "wirelane.io/addresses": wanted });
@@ -137,7 +142,8 @@ fn load_balancers_have_their_addresses_in_their_status() {
 #[test]
 fn the_condition_of_the_network_follows_the_dataplane() {
     let mut process = Process::start(&[node("n1", "192.0.2.1"), node("n2", "192.0.2.2")]);
-    let is = |process: &Process, status: &str, reason: &str| condition(process) == (status.into(), reason.into());
+    let is =
+        |process: &Process, status: &str, reason: &str| condition(process) == (status.into(), reason.into());
     until("it is cleared", || is(&process, "False", "WirelaneIsUp"));
     process.stop_dataplane();
     until("it is set", || is(&process, "True", "WirelaneIsDown"));
@@ -154,9 +160,15 @@ fn what_is_refused_has_an_event_that_says_why() {
     let event = process.api.objects(Resource::Events).remove(0);
     let policy = process.api.object(Resource::NetworkPolicies, "x", "bad").unwrap();
     let about = &event["regarding"];
-    assert_eq!((&about["kind"], &about["name"], &about["namespace"]), (&json!("NetworkPolicy"), &json!("bad"), &json!("x")));
+    assert_eq!(
+        (&about["kind"], &about["name"], &about["namespace"]),
+        (&json!("NetworkPolicy"), &json!("bad"), &json!("x"))
+    );
     assert_eq!(about["uid"], policy["metadata"]["uid"]);
-    assert_eq!((&event["type"], &event["reason"], &event["action"]), (&json!("Warning"), &json!("Refused"), &json!("Apply")));
+    assert_eq!(
+        (&event["type"], &event["reason"], &event["action"]),
+        (&json!("Warning"), &json!("Refused"), &json!("Apply"))
+    );
     assert_eq!(event["note"], "spec.ingress[0].ports[0].port: 99999 is not in 1..65535");
     assert_eq!(event["metadata"]["namespace"], "x");
 
@@ -176,7 +188,8 @@ fn what_is_refused_has_an_event_that_says_why() {
         process.api.calls().iter().filter(of_events).count() > created
     });
     let events = process.api.objects(Resource::Events);
-    let about: std::collections::BTreeSet<_> = events.iter().map(|event| event["regarding"]["name"].to_string()).collect();
+    let about: std::collections::BTreeSet<_> =
+        events.iter().map(|event| event["regarding"]["name"].to_string()).collect();
     assert_eq!(about.len(), events.len());
 }
 

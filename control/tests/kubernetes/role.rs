@@ -38,7 +38,8 @@ fn asked(Call { verb, resource, of_status, .. }: &Call) -> (String, String, Stri
 fn allowed() -> BTreeSet<(String, String, String)> {
     let text = include_str!("../../deploy/rbac.yaml");
     let documents: Vec<Document> = serde_saphyr::from_multiple(text).unwrap();
-    let rules = documents.into_iter().filter(|document| document.kind == "ClusterRole").flat_map(|role| role.rules);
+    let rules =
+        documents.into_iter().filter(|document| document.kind == "ClusterRole").flat_map(|role| role.rules);
     let mut allowed = BTreeSet::new();
     for Rule { api_groups, resources, verbs } in rules {
         for group in &api_groups {
@@ -53,7 +54,14 @@ fn allowed() -> BTreeSet<(String, String, String)> {
 #[test]
 fn the_role_allows_no_more_than_is_used() {
     let call = |verb, resource, of_status| {
-        asked(&Call { verb, resource, of_status, namespace: String::new(), name: String::new(), query: String::new() })
+        asked(&Call {
+            verb,
+            resource,
+            of_status,
+            namespace: String::new(),
+            name: String::new(),
+            query: String::new(),
+        })
     };
     let mut used = BTreeSet::new();
     for resource in Resource::ALL.into_iter().filter(|resource| *resource != Resource::Events) {

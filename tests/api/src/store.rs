@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as networking};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as networking,
+};
 use serde_json::{Value, json};
 
 /// The resources that there are.

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use wirelane_proto::v1::{
     AttachPodResponse, Backend, BackendView, ControlStatusResponse, Drop, DropCount, DropsResponse, Flow,
-    FlowTableStatus, Frontend, PortStatus, Problem, ServiceView, SourceStanding, StageCount,
-    StatusResponse, Tuple, WorkerStatus,
+    FlowTableStatus, Frontend, PortStatus, Problem, ServiceView, SourceStanding, StageCount, StatusResponse,
+    Tuple, WorkerStatus,
 };
 
 use super::{

@@ -103,11 +103,7 @@ fn source(standing: &SourceStanding) -> String {
         text += &format!(" ({})", standing.reason);
     }
     if !standing.relist.is_empty() {
-        text += &format!(
-            "; listed anew {} ago ({})",
-            duration(standing.relist_seconds),
-            standing.relist
-        );
+        text += &format!("; listed anew {} ago ({})", duration(standing.relist_seconds), standing.relist);
     }
     text
 }
