@@ -18,7 +18,6 @@ use wirelane_proto::v1::{
 use crate::{
     attach::{self, AttachError, Attacher, LinkError, parse_address, parse_pod},
     compile::address_bytes,
-    model::Key,
     problem::Problems,
     proposal::Proposal,
     push::{self, Link},
@@ -176,7 +175,7 @@ impl Control for ControlService {
         let v1::ProposeRequest { documents, deletes } = request.into_inner();
         let documents = documents.into_iter().map(|document| (document.file, document.text)).collect();
         let proposal = Proposal::new(documents, &deletes)
-            .map_err(|fault| Status::invalid_argument(format!("{}: {}", fault.field, fault.reason)))?;
+            .map_err(|fault| Status::invalid_argument(fault.to_string()))?;
         let shadow = self.cluster.shadow().await.map_err(|ended| Status::unavailable(ended.to_string()))?;
         let mut shadow = shadow.ok_or_else(|| {
             Status::failed_precondition("the cluster's objects have not all been read yet: ask again")
@@ -187,14 +186,7 @@ impl Control for ControlService {
         let away = |error: push::PushError| Status::failed_precondition(error.to_string());
         let mut client = push::dial(&self.dataplane).await.map_err(away)?;
         let effects = client.what_if(outcome.request()).await?.into_inner();
-        let names = |keys: Vec<Key>| keys.iter().map(ToString::to_string).collect();
-        Ok(Response::new(v1::ProposeResponse {
-            added: names(outcome.added),
-            changed: names(outcome.changed),
-            deleted: names(outcome.deleted),
-            problems: outcome.problems.into_iter().map(Into::into).collect(),
-            effects: Some(effects),
-        }))
+        Ok(Response::new(outcome.answer(effects)))
     }
 }
 

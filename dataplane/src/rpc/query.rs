@@ -21,7 +21,7 @@ use crate::tables::build::Names;
 use crate::tables::flows::line::{Family, Line};
 use crate::tables::flows::state;
 use crate::tables::flows::{FlowRef, FlowTable};
-use crate::tables::objects::{Object, Policy, Service, ServicePort, Tier};
+use crate::tables::objects::{Object, Service, ServicePort};
 use crate::tables::policy::{Direction, rule_policy};
 use crate::tables::services::{
     Id, backend_name, port_name, service_label, split_backend_name, split_port_name,
@@ -269,13 +269,10 @@ fn would_be_denied(shared: &Shared) -> Vec<v1::DropCount> {
 
 /// The policies that isolate the pod that refused a packet.
 fn isolating(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String> {
-    let isolating = |direction| {
-        let about = state.builder.policies_about(direction, record.subject).into_iter();
-        about.filter(|policy| policy.tier == Tier::NetworkPolicy && (record.audit || !policy.audit))
-    };
-    let policies: Vec<&Policy> = match record.reason {
-        DropReason::PolicyIngress => isolating(Direction::Ingress).collect(),
-        DropReason::PolicyEgress => isolating(Direction::Egress).collect(),
+    let isolating = |direction| state.builder.isolating(direction, record.subject, record.audit);
+    let mut names: Vec<String> = match record.reason {
+        DropReason::PolicyIngress => isolating(Direction::Ingress),
+        DropReason::PolicyEgress => isolating(Direction::Egress),
         // It does not say at which end: at the one that has the identity.
         DropReason::PolicyCut => {
             [(&record.key.dst, Direction::Ingress), (&record.key.src, Direction::Egress)]
@@ -286,7 +283,6 @@ fn isolating(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String>
         }
         _ => Vec::new(),
     };
-    let mut names: Vec<String> = policies.into_iter().map(|policy| policy.name.clone()).collect();
     names.sort_unstable();
     names.dedup();
     names

@@ -19,7 +19,7 @@ use ipnet::IpNet;
 
 use super::neighbours::Neighbours;
 use super::node_index::NodeIndex;
-use super::objects::{LocalNode, Object, ObjectKey, Policy, gateway_of};
+use super::objects::{LocalNode, Object, ObjectKey, Policy, Tier, gateway_of};
 use super::policy::{Direction, Judged, Peer};
 use super::route::{Prefix, Route, Routes, host_prefix};
 use super::services::Id;
@@ -282,6 +282,14 @@ impl Builder {
     /// The policies that are about an identity, in the order in which they are asked, audited ones too.
     pub fn policies_about(&self, direction: Direction, identity: u32) -> Vec<&Policy> {
         self.rulebook.policies_about(direction, identity).collect()
+    }
+
+    /// The NetworkPolicies that isolate an identity in a direction, by name; those in audit mode too if it is said so.
+    pub fn isolating(&self, direction: Direction, identity: u32, with_audited: bool) -> Vec<String> {
+        let about = self.rulebook.policies_about(direction, identity);
+        let isolating =
+            about.filter(|policy| policy.tier == Tier::NetworkPolicy && (with_audited || !policy.audit));
+        isolating.map(|policy| policy.name.clone()).collect()
     }
 
     /// One object.
