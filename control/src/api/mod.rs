@@ -40,9 +40,7 @@ pub const fn collection(kind: Kind) -> (&'static str, &'static str) {
         Kind::Service => ("/api/v1", "services"),
         Kind::EndpointSlice => ("/apis/discovery.k8s.io/v1", "endpointslices"),
         Kind::NetworkPolicy => ("/apis/networking.k8s.io/v1", "networkpolicies"),
-        Kind::ClusterNetworkPolicy => {
-            ("/apis/policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies")
-        }
+        Kind::ClusterNetworkPolicy => ("/apis/policy.networking.k8s.io/v1alpha2", "clusternetworkpolicies"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What holds of every source.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 use wirelane_control::model::Object;
 
@@ -133,7 +135,9 @@ fn what_a_pod_is_shows(place: &mut dyn Place) {
     web["status"] = json!({ "phase": "Running", "podIP": "10.0.0.7", "podIPs": [{ "ip": "10.0.0.7" }, { "ip": "fd00::7" }] });
     place.put(&web);
     followed.until("it has addresses", |followed| {
-        seen(followed).is_some_and(|pod| pod.addresses == ["10.0.0.7", "fd00::7"].map(|ip| ip.parse().unwrap()))
+        seen(followed).is_some_and(|pod| {
+            pod.addresses == ["10.0.0.7", "fd00::7"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        })
     });
     web["status"]["phase"] = "Succeeded".into();
     place.put(&web);
@@ -161,7 +165,8 @@ fn a_policy_says_all_that_it_says(place: &mut dyn Place) {
     let mut followed = Followed::new(place.source(), &x);
     followed.synced();
     let mut object = policy(&x, "db", "10.0.0.0/8");
-    object["spec"]["ingress"][0]["ports"] = json!([{ "port": 5432, "protocol": "TCP", "endPort": 5440 }, { "port": "web" }]);
+    object["spec"]["ingress"][0]["ports"] =
+        json!([{ "port": 5432, "protocol": "TCP", "endPort": 5440 }, { "port": "web" }]);
     place.put(&object);
     followed.until("it is there", |followed| match followed.object(&key(&object)) {
         Some(Object::Policy(policy)) => {
@@ -180,7 +185,9 @@ fn what_is_broken_keeps_its_last_valid_form(place: &mut dyn Place) {
     place.put(&pod(&x, "a", "1"));
     let mut followed = Followed::new(place.source(), &x);
     followed.until("it is there", |followed| followed.is_synced && followed.has("Pod x/a"));
-    for (i, path) in ["/metadata/labels/at", "/spec/containers/0/ports/0/containerPort"].into_iter().enumerate() {
+    for (i, path) in
+        ["/metadata/labels/at", "/spec/containers/0/ports/0/containerPort"].into_iter().enumerate()
+    {
         let mut broken = pod(&x, "a", "2");
         *broken.pointer_mut(path).unwrap() = json!({ "no": "value" });
         place.put(&broken);

@@ -53,8 +53,10 @@ mod tests {
 
     #[test]
     fn conditions_are_merged_by_type() {
-        let mut object = json!({"conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]});
-        let patch = json!({"conditions": [{"type": "B", "status": "False"}, {"type": "C", "status": "True"}]});
+        let mut object =
+            json!({"conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]});
+        let patch =
+            json!({"conditions": [{"type": "B", "status": "False"}, {"type": "C", "status": "True"}]});
         merge_strategically(&mut object, &patch);
         let expected = json!({"conditions": [
             {"type": "A", "status": "True"}, {"type": "B", "status": "False"}, {"type": "C", "status": "True"},

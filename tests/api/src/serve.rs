@@ -55,7 +55,9 @@ struct Asked {
 }
 
 async fn answer(shared: &Arc<Shared>, request: Request<Incoming>) -> Response<Body> {
-    let Some(asked) = parse(&request) else { return refuse(404, "the server could not find the requested resource") };
+    let Some(asked) = parse(&request) else {
+        return refuse(404, "the server could not find the requested resource");
+    };
     let (verb, resource) = (asked.call.verb, asked.call.resource);
     lock(&shared.calls).push(asked.call.clone());
     let trouble = lock(&shared.orders).next(verb, resource);
@@ -106,7 +108,8 @@ fn parse(request: &Request<Incoming>) -> Option<Asked> {
     let name = parts.get(1).copied().unwrap_or_default().to_owned();
     let of_status = parts.get(2) == Some(&"status");
 
-    let query: HashMap<_, _> = request.uri().query().unwrap_or_default().split('&').filter_map(pair).collect();
+    let query: HashMap<_, _> =
+        request.uri().query().unwrap_or_default().split('&').filter_map(pair).collect();
     let verb = match *request.method() {
         Method::GET if query.get("watch").is_some_and(|value| value == "true") => Verb::Watch,
         Method::GET if name.is_empty() => Verb::List,
@@ -160,7 +163,11 @@ fn list(shared: &Arc<Shared>, asked: &Asked, trouble: Option<Trouble>) -> Respon
     };
     let limit: usize = query("limit").parse().ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
     let List { version, items } = &list;
-    let mut body = format!("{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"items\":[", resource.kind(), resource.api_version());
+    let mut body = format!(
+        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"items\":[",
+        resource.kind(),
+        resource.api_version()
+    );
     let (mut next, mut count) = (start, 0);
     for text in &items[start.min(items.len())..] {
         if count == limit {
@@ -181,7 +188,10 @@ fn list(shared: &Arc<Shared>, asked: &Asked, trouble: Option<Trouble>) -> Respon
         }
     }
     let rest = (next < items.len()).then(|| format!("{}.{next}", lock(&shared.store).keep(list.clone())));
-    body += &format!("],\"metadata\":{}}}", json!({"resourceVersion": version.to_string(), "continue": rest.unwrap_or_default()}));
+    body += &format!(
+        "],\"metadata\":{}}}",
+        json!({"resourceVersion": version.to_string(), "continue": rest.unwrap_or_default()})
+    );
     match trouble {
         Some(Trouble::Slow(pause)) => in_pieces(&body, pause),
         Some(Trouble::BreakOff(length)) => broken_off(&body, length),
@@ -276,7 +286,10 @@ impl Watcher {
         let (what, text) = match (before.as_ref().filter(is_selected), after.as_ref().filter(is_selected)) {
             (None, None) if before.is_none() && after.is_none() && self.wants_bookmarks => {
                 let text = format!("{{\"metadata\":{{\"resourceVersion\":\"{version}\"}}}}");
-                return Some(format!("{{\"type\":\"BOOKMARK\",\"object\":{}}}\n", store::alone(self.resource, &text)));
+                return Some(format!(
+                    "{{\"type\":\"BOOKMARK\",\"object\":{}}}\n",
+                    store::alone(self.resource, &text)
+                ));
             }
             (None, None) => return None,
             (None, Some(after)) => ("ADDED", after),

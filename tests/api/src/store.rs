@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as networking};
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, events::v1 as events, networking::v1 as networking,
+};
 use serde_json::{Value, json};
 
 /// The resources that there are.
@@ -287,12 +289,13 @@ impl Store {
         }
     }
 
-    pub(crate) fn bookmark(&mut self) {
+    pub(crate) fn bookmark(&mut self) -> u64 {
         self.version += 1;
         let version = self.version;
         for collection in self.collections.values_mut() {
             collection.happened.push_back(Happened { version, before: None, after: None });
         }
+        version
     }
 
     fn collection(&mut self, resource: Resource) -> &mut Collection {
