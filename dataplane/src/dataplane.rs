@@ -83,6 +83,22 @@ pub struct Attachment {
     pub mac: Mac,
     /// The pod's addresses, at most one of each family: the only ones that it may send from.
     pub addresses: Vec<Addr>,
+    /// How much it may receive and send.
+    pub bandwidth: Bandwidth,
+}
+
+/// How much a pod may receive (ingress) and send (egress): rates in bits per second, where 0 is any number, and the bits
+/// that may come at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Bits per second that it may receive.
+    pub ingress_rate: u64,
+    /// Bits that it may receive at once.
+    pub ingress_burst: u64,
+    /// Bits per second that it may send.
+    pub egress_rate: u64,
+    /// Bits that it may send at once.
+    pub egress_burst: u64,
 }
 
 /// Why a pod is not attached.
@@ -163,6 +179,8 @@ pub struct State {
 pub struct OpenPort {
     /// Name of its interface.
     pub interface: String,
+    /// How much its pod may receive and send.
+    pub bandwidth: Bandwidth,
     /// What earlier ports of the same number have carried.
     pub before: Traffic,
 }
@@ -213,7 +231,10 @@ impl<P: Ports> Dataplane<P> {
         };
         for FixedPort { id, interface, config } in fixed {
             state.builder.set_port(id, Some(config));
-            state.open.insert(id, OpenPort { interface, before: Traffic::default() });
+            state.open.insert(
+                id,
+                OpenPort { interface, bandwidth: Bandwidth::default(), before: Traffic::default() },
+            );
         }
         let dataplane = Dataplane {
             shared,
@@ -411,8 +432,9 @@ impl<P: Ports> Dataplane<P> {
                 addresses: attachment.addresses.clone(),
             }),
         );
-        let Attachment { pod, interface, .. } = attachment;
-        state.open.insert(id, OpenPort { interface: interface.clone(), before: self.traffic(id) });
+        let Attachment { pod, interface, bandwidth, .. } = attachment;
+        let port = OpenPort { interface: interface.clone(), bandwidth: *bandwidth, before: self.traffic(id) };
+        state.open.insert(id, port);
         tracing::info!(pod, interface, port = id, mode = self.ports.mode(id), "port opened");
         Ok(())
     }
@@ -496,6 +518,7 @@ impl State {
             pod: config.name.clone(),
             mac: config.peer_mac,
             addresses: config.addresses.clone(),
+            bandwidth: open.bandwidth,
         })
     }
 

@@ -516,6 +516,7 @@ impl Client {
             pod: format!("shop/{pod}"),
             mac: MAC.to_vec(),
             addresses: vec![address.to_vec()],
+            bandwidth: None,
         };
         Ok(self.client.attach_port(request).await?.into_inner().port)
     }

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use wirelane_proto::v1;
 use wirelane_proto::v1::object::Object as Kind;
 
-use crate::dataplane::Attachment;
+use crate::dataplane::{Attachment, Bandwidth};
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Masquerade, NamedPort, Object, ObjectKey, PortName,
     Rule, ServicePort, Tier, Usable,
@@ -109,7 +109,14 @@ pub fn attachment_message(attachment: &Attachment) -> v1::AttachPortRequest {
         pod: attachment.pod.clone(),
         mac: attachment.mac.to_vec(),
         addresses: address_messages(&attachment.addresses),
+        bandwidth: (attachment.bandwidth != Bandwidth::default())
+            .then(|| bandwidth_message(attachment.bandwidth)),
     }
+}
+
+fn bandwidth_message(bandwidth: Bandwidth) -> v1::Bandwidth {
+    let Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst } = bandwidth;
+    v1::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }
 }
 
 /// Addresses as the contract has them.
