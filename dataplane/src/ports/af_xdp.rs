@@ -506,6 +506,7 @@ fn fixed_port(id: PortId, kind: PortKind, link: &Link, mac: Mac, peer_mac: Mac) 
         peer_mac,
         mtu: link.mtu as u16,
         addresses: Vec::new(),
+        limits: None,
     };
     FixedPort { id, interface: link.name.clone(), config }
 }

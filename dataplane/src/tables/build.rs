@@ -17,6 +17,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
+use super::bandwidth::Limits;
 use super::neighbours::Neighbours;
 use super::node_index::NodeIndex;
 use super::objects::{LocalNode, Object, ObjectKey, Policy, Tier, gateway_of};
@@ -53,6 +54,8 @@ pub struct PortConfig {
     pub mtu: u16,
     /// Addresses of the pod, at most one of each family.
     pub addresses: Vec<Addr>,
+    /// How much the pod may receive and send, if that is limited.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// What the kernel says about the uplink.
