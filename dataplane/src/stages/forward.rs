@@ -155,14 +155,30 @@ fn any(
     if is_syn && !meta.has(flags::ICMP_ERROR) {
         mss::clamp(frame, meta, mtu, cx);
     }
-    if is_too_big {
-        cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)?;
+    let sent = if is_too_big {
+        cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)
     } else {
-        send(frame, meta, next, hash, cx)?;
-    }
+        send(frame, meta, next, hash, cx)
+    };
+    sent.inspect_err(|_| ask_anew_if_gone(next, meta, cx))?;
     meta.out_port = port;
     meta.verdict = Verdict::Forward;
     Ok(())
+}
+
+/// If the place of the flow's neighbour is somebody else's by now, the flow's next packet asks for it anew.
+#[cold]
+fn ask_anew_if_gone(next: NextHop, meta: &Meta, cx: &Context<'_>) {
+    if let Hop::Neighbour(number) = next.hop()
+        && cx.neighbours.has_gone(number)
+    {
+        let (flow, changed_in) = (FlowRef::from_bits(meta.flow), cx.tables.flows_changed_in);
+        if meta.has(flags::V6) {
+            cx.flows_v6.line(flow).tail().unsettle(changed_in);
+        } else {
+            cx.flows_v4.line(flow).tail().unsettle(changed_in);
+        }
+    }
 }
 
 /// Whether the pod behind a port may receive a frame of so many bytes; counts it then.

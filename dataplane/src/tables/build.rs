@@ -475,7 +475,7 @@ fn compile_node(
         vtep_mac: node.vtep_mac,
         pods: [pod_prefix(&node.pod_cidrs, true), pod_prefix(&node.pod_cidrs, false)],
         // Asked for now, so that the first packet to the node does not have to wait for it.
-        neighbour: next_hop.and_then(|addr| neighbours.number(&addr)).inspect(|number| {
+        neighbour: next_hop.and_then(|addr| neighbours.number_for_good(&addr)).inspect(|number| {
             let _ = neighbours.mac(*number);
         }),
         envelope: envelope(tables, (node.vtep_mac, tunnel_to), tunnel_from),
