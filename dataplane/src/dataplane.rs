@@ -561,7 +561,7 @@ impl State {
         self.saver.attachments(self.pods().filter_map(|(id, _)| self.attachment(id)).collect());
     }
 
-    /// What the node's own kernel is to send here: what is for pods, anywhere, and for Services.
+    /// What the node's own kernel is to send here: what is for pods, anywhere, and for Services, also at its own addresses.
     fn host_routes(&self, steering: &Steering) -> HostRoutes {
         let mut routes = HostRoutes::default();
         // Services' external addresses among them: the node's own processes reach those here, too.
@@ -579,6 +579,8 @@ impl State {
         }
         if let Some(Object::LocalNode(node)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref) {
             routes.gateways.extend(node.gateways().map(std::net::IpAddr::from));
+            routes.own.addresses.extend(steering.node_addresses.iter().copied().map(std::net::IpAddr::from));
+            routes.own.ports.extend(steering.node_ports.iter().map(|(port, protocol)| (*protocol, *port)));
         }
         routes
     }
