@@ -1,6 +1,6 @@
 //! `wirelane-control`: reads its configuration, puts the parts together, and runs until it is told to stop.
 
-use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
+use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
@@ -12,14 +12,20 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 use wirelane_control::{
     attach::Attacher,
+    cleanup,
     config::Config,
     health::Health,
+    ipam::Ipam,
     pools::{NoStatus, Pools},
     problem::Problems,
     push::{Desired, Pusher},
     reconcile::Reconciler,
     rpc::{ControlService, ControlSocket},
-    source::{Source, dir::Dir},
+    source::{
+        Source,
+        dir::Dir,
+        kube::{Kube, Patience},
+    },
 };
 
 /// Turns Kubernetes manifests into the tables of Wirelane's dataplane, and attaches pods to it.
@@ -29,9 +35,15 @@ struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The node that this process serves, in the place of the configuration's `node`.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// Where the daemons' sockets are.
     #[arg(long, value_name = "DIR", default_value = "/run/wirelane")]
     runtime_dir: PathBuf,
+    /// Take away what a control process has left on its node: pods' links, and what it remembers. Then end.
+    #[arg(long)]
+    cleanup: bool,
 }
 
 #[tokio::main]
@@ -47,8 +59,14 @@ async fn main() -> anyhow::Result<()> {
     run(&arguments).await
 }
 
-async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()> {
-    let config = Config::load(config)?;
+async fn run(
+    Arguments { config: file, node, runtime_dir, cleanup: is_cleanup }: &Arguments,
+) -> anyhow::Result<()> {
+    let mut config = Config::load(file)?;
+    if let Some(node) = node {
+        config.node.clone_from(node);
+    }
+    anyhow::ensure!(!config.node.is_empty(), "{}: node is missing, and --node is not given", file.display());
     let mut folder = std::fs::DirBuilder::new();
     folder
         .recursive(true)
@@ -59,12 +77,20 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let socket = runtime_dir.join("control.sock");
     // First of all: two control processes must not push to one dataplane.
     let socket = ControlSocket::bind(&socket).with_context(|| socket.display().to_string())?;
+    if *is_cleanup {
+        let links = cleanup::cleanup(&config.state_folder).await?;
+        tracing::info!(links, "cleaned up");
+        return Ok(());
+    }
     // Before anything can fail for it: a signal that comes early ends the process as one that comes late.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let source: Box<dyn Source> = Box::new(Dir::new(config.manifests.clone()));
+    let source: Box<dyn Source> = match (&config.kubernetes, &config.manifests) {
+        (Some(access), _) => Box::new(Kube::new(access.clone(), Patience::default())),
+        (None, manifests) => Box::new(Dir::new(manifests.clone().unwrap_or_default())),
+    };
     let pools = (!config.pools.is_empty())
         .then(|| {
             let (node, allocator) = (config.node.clone(), config.allocator.clone());
@@ -72,15 +98,18 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
         })
         .transpose()
         .context("addresses given to load balancers")?;
+    let hold = Duration::from_secs(config.address_hold_seconds.into());
+    let leases = Ipam::open(&config.state_folder, hold).context("pods that are attached")?;
     let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
     let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
     let attacher =
-        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone());
+        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone(), leases);
 
     let service = ControlService {
         node: config.node,
         source: source.describe(),
+        standing: source.standing(),
         link,
         summary: cluster.summary(),
         problems,

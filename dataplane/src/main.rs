@@ -16,11 +16,12 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wirelane_dataplane::clock::Now;
-use wirelane_dataplane::config::{Arguments, Config};
+use wirelane_dataplane::config::{AUTO, Arguments, Config};
 use wirelane_dataplane::dataplane::Dataplane;
 use wirelane_dataplane::engine::Shared;
 use wirelane_dataplane::housekeeper::Housekeeper;
 use wirelane_dataplane::kernel::neighbours::Follower;
+use wirelane_dataplane::kernel::{Netlink, links};
 use wirelane_dataplane::persist;
 use wirelane_dataplane::ports::af_xdp::{self, AfXdpPorts, Node};
 use wirelane_dataplane::rpc::RpcSocket;
@@ -33,12 +34,21 @@ fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
-    let config = Config::load(&arguments.config)?;
+    let mut config = Config::load(&arguments.config)?;
+    if config.uplink == AUTO {
+        config.uplink = uplink_of_default_route()?;
+    }
     if arguments.cleanup {
         return cleanup(&config, &arguments.runtime_dir);
     }
     abort_on_panic();
     run(&config, &arguments.runtime_dir)
+}
+
+/// The interface that this node's traffic comes in by, where the configuration leaves it open.
+fn uplink_of_default_route() -> anyhow::Result<String> {
+    let found = links::of_default_route(&Netlink::connect()?)?;
+    found.context("uplink is \"auto\", and there is no default route: name the interface")
 }
 
 /// In this order, which matters:

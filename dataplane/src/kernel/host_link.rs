@@ -284,14 +284,19 @@ fn delete(netlink: &Netlink, host: &str) -> Result<(), KernelError> {
     netlink.ask(|| format!("delete {host}"), netlink.handle.link().del(index).execute())
 }
 
+/// Where the network stack's switches are, and where a container has them whose own are read-only.
+const SWITCHES: [&str; 2] = ["/proc/sys/net", "/host/proc/sys/net"];
+
 /// Sets a switch of the network stack. One that stands right already may be read-only.
 fn sysctl(name: &str, value: &str) -> Result<(), KernelError> {
-    let path = format!("/proc/sys/net/{name}");
-    let failed = |source| KernelError::Io { what: format!("set {path} to {value}"), source };
-    match fs::read_to_string(&path) {
-        Ok(now) if now.trim() == value => Ok(()),
+    let [own, of_host] = SWITCHES.map(|folder| format!("{folder}/{name}"));
+    match fs::read_to_string(&own) {
+        Ok(now) if now.trim() == value => return Ok(()),
         // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) | Err(_) => fs::write(&path, value).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
     }
+    fs::write(&own, value)
+        .or_else(|error| fs::write(&of_host, value).map_err(|_| error))
+        .map_err(|source| KernelError::Io { what: format!("set {own} to {value}"), source })
 }
