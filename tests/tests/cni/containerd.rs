@@ -2,8 +2,8 @@
 //! static busybox.
 
 use std::{
-    fs::{self, File},
-    os::unix::fs::symlink,
+    fs::{self, File, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -200,6 +200,7 @@ fn config(folder: &Path) -> String {
 fn write_image(folder: &Path) -> PathBuf {
     let (image, root) = (folder.join("image"), folder.join("image-root"));
     fs::create_dir_all(root.join("bin")).unwrap();
+    fs::create_dir_all(root.join("www/cgi-bin")).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("tools/setup.sh installs busybox-static");
     for applet in ["sh", "hostname", "httpd", "nc", "sleep"] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
@@ -210,8 +211,11 @@ fn write_image(folder: &Path) -> PathBuf {
     };
     let layer = folder.join("layer.tar");
     archive(&root, &layer);
-    // The root file system of a pod is for reading only.
-    let serve = format!("cd /dev/shm && hostname > index.html && exec httpd -f -p {SERVED}");
+    // A program, not a file: the root file system of a pod is for reading only.
+    let program = root.join("www/cgi-bin/name");
+    fs::write(&program, "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; hostname\n").unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let serve = format!("exec httpd -f -p {SERVED} -h /www");
     let layer = blob(&image, "layer.v1.tar", &fs::read(layer).unwrap());
     let config = json!({
         "architecture": "amd64",
