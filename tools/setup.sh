@@ -31,6 +31,7 @@ iputils-ping     ping, in the tests of Services
 traceroute       traceroute, likewise
 procps           ps, pgrep and sysctl
 containerd       starts the pods of the tests of the CNI plugin
+containernetworking-plugins  the plugin "loopback", which containerd asks for beside ours
 busybox-static   what these pods are made of
 xz-utils         xz unpacks the published verdicts that a test compares with
 LIST

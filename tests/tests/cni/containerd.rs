@@ -2,8 +2,8 @@
 //! static busybox.
 
 use std::{
-    fs::{self, File},
-    os::unix::fs::symlink,
+    fs::{self, File, Permissions},
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -55,6 +55,8 @@ impl Containerd {
         });
         fs::write(folder.join("etc/cni/net.d/10-wirelane.conflist"), list.to_string()).unwrap();
         symlink(plugin_folder().join("wirelane-cni"), folder.join("opt/cni/bin/wirelane-cni")).unwrap();
+        // For the pods' loopback, which containerd does not set up by itself.
+        symlink("/usr/lib/cni/loopback", folder.join("opt/cni/bin/loopback")).unwrap();
         fs::write(folder.join("config.toml"), config(&folder)).unwrap();
         let log = File::create(folder.join("containerd.log")).unwrap();
         // Not by `ip netns exec`, which has mounts of its own: nobody else would see those of the pods.
@@ -198,7 +200,7 @@ fn config(folder: &Path) -> String {
 fn write_image(folder: &Path) -> PathBuf {
     let (image, root) = (folder.join("image"), folder.join("image-root"));
     fs::create_dir_all(root.join("bin")).unwrap();
-    fs::create_dir_all(root.join("www")).unwrap();
+    fs::create_dir_all(root.join("www/cgi-bin")).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("tools/setup.sh installs busybox-static");
     for applet in ["sh", "hostname", "httpd", "nc", "sleep"] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
@@ -209,7 +211,11 @@ fn write_image(folder: &Path) -> PathBuf {
     };
     let layer = folder.join("layer.tar");
     archive(&root, &layer);
-    let serve = format!("hostname > /www/index.html; exec httpd -f -p {SERVED} -h /www");
+    // A program, not a file: the root file system of a pod is for reading only.
+    let program = root.join("www/cgi-bin/name");
+    fs::write(&program, "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; hostname\n").unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let serve = format!("exec httpd -f -p {SERVED} -h /www");
     let layer = blob(&image, "layer.v1.tar", &fs::read(layer).unwrap());
     let config = json!({
         "architecture": "amd64",

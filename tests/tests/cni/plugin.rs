@@ -163,7 +163,7 @@ fn chained_behind_another_plugin() {
     }
     let node = Node::new("");
     let netns = node.lab.namespace("c").unwrap();
-    netns.ip("link add net1 type dummy").unwrap();
+    netns.ip("link add net1 type bridge").unwrap();
     let mut call = node.about("c", &netns);
     call.config["prevResult"] = json!({
         "cniVersion": "1.1.0",
@@ -245,7 +245,7 @@ fn gc_keeps_what_it_is_told_to() {
     let on_node = node.wirelane.namespace();
     on_node.ip(&format!("link add {orphan} type veth peer name orphan")).unwrap();
     on_node.ip(&format!("link set {orphan} alias wirelane:default/orphan")).unwrap();
-    on_node.ip("link add unrelated type dummy").unwrap();
+    on_node.ip("link add unrelated type bridge").unwrap();
 
     let netns = node.lab.namespace("none").unwrap();
     let mut call = node.about("", &netns);
@@ -294,7 +294,7 @@ fn errors_have_the_codes_of_the_specification() {
     };
     expect("ADD", mapping, 7, "portMappings[0].protocol");
     // Its name is taken in the container.
-    netns.ip("link add eth0 type dummy").unwrap();
+    netns.ip("link add eth0 type bridge").unwrap();
     expect("ADD", |_| {}, 101, "interface eth0 is already there");
     netns.ip("link del eth0").unwrap();
     assert!(node.links().is_empty() && node.ports().is_empty());

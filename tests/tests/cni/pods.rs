@@ -59,8 +59,9 @@ impl Pod {
 }
 
 fn fetch(curl: &mut Command, server: SocketAddr) -> Option<String> {
-    let output =
-        curl.args(["--silent", "--globoff", "--max-time", "2", &format!("http://{server}/")]).output();
+    let output = curl
+        .args(["--silent", "--globoff", "--max-time", "2", &format!("http://{server}/cgi-bin/name")])
+        .output();
     let output = output.unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }
@@ -146,8 +147,11 @@ fn a_container_of_ctr_is_nobodys_pod() {
     let containerd = Containerd::start(&node);
     let web = containerd.runtime.block_on(Pod::start(&containerd, "web", 0, None));
     // It is attached once it runs: nobody waits for that.
-    let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} {SERVED} && exit", web.addresses[0]);
-    let script = format!("while true; do {ask}; sleep 1; done");
+    let ask = format!(
+        "printf 'GET /cgi-bin/name HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} {SERVED} && exit",
+        web.addresses[0]
+    );
+    let script = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {ask}; sleep 1; done");
     let command = [IMAGE, "alone", "/bin/sh", "-c", &script];
     let ran = containerd.ctr(&[&["run", "--rm", "--cni", "--cgroup", ""], &command[..]].concat());
     assert_eq!(String::from_utf8_lossy(&ran.stdout).lines().last(), Some("web"), "{ran:?}");

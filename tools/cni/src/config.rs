@@ -37,7 +37,7 @@ pub struct Config {
     pub valid_attachments: Option<Vec<Attachment>>,
 }
 
-/// By capability.
+/// By capability. The keys within may begin with a capital, as containerd has them.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeConfig {
@@ -57,14 +57,16 @@ pub struct RuntimeConfig {
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
     /// On the node.
+    #[serde(alias = "HostPort")]
     pub host_port: u32,
     /// In the container.
+    #[serde(alias = "ContainerPort")]
     pub container_port: u32,
     /// "tcp" if it is not said.
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     pub protocol: String,
     /// On which of the node's addresses.
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     pub host_ip: String,
 }
 
@@ -73,12 +75,16 @@ pub struct PortMapping {
 #[serde(rename_all = "camelCase", default)]
 pub struct Bandwidth {
     /// To the container.
+    #[serde(alias = "IngressRate")]
     pub ingress_rate: u64,
     /// To the container, at once.
+    #[serde(alias = "IngressBurst")]
     pub ingress_burst: u64,
     /// From the container.
+    #[serde(alias = "EgressRate")]
     pub egress_rate: u64,
     /// From the container, at once.
+    #[serde(alias = "EgressBurst")]
     pub egress_burst: u64,
 }
 
@@ -87,10 +93,13 @@ pub struct Bandwidth {
 #[serde(default)]
 pub struct Dns {
     /// Addresses.
+    #[serde(alias = "Servers")]
     pub servers: Vec<String>,
     /// Domains.
+    #[serde(alias = "Searches")]
     pub searches: Vec<String>,
     /// For the resolver.
+    #[serde(alias = "Options")]
     pub options: Vec<String>,
 }
 
@@ -192,6 +201,30 @@ mod tests {
         assert_eq!(addresses, ["10.0.0.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
         assert_eq!(config.previous_gateways(), ["169.254.1.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.socket, default_socket());
+    }
+
+    #[test]
+    fn what_a_runtime_says_by_capability() {
+        let keys = [
+            ("servers", "ingressRate", "hostPort", "containerPort", "hostIP"),
+            ("Servers", "IngressRate", "HostPort", "ContainerPort", "HostIP"),
+        ];
+        for (servers, rate, host_port, container_port, host_ip) in keys {
+            let text = serde_json::json!({ "cniVersion": "1.0.0", "name": "n", "runtimeConfig": {
+                "dns": { servers: ["10.96.0.10"] },
+                "bandwidth": { rate: 1000 },
+                "portMappings": [{ host_port: 8080, container_port: 80, host_ip: "192.0.2.1" }],
+            } });
+            let RuntimeConfig { port_mappings, bandwidth, dns } =
+                Config::parse(text.to_string().as_bytes()).unwrap().runtime_config;
+            let mapping = &port_mappings.unwrap()[0];
+            assert_eq!(
+                (mapping.host_port, mapping.container_port, &*mapping.host_ip),
+                (8080, 80, "192.0.2.1")
+            );
+            assert_eq!(bandwidth.unwrap().ingress_rate, 1000);
+            assert_eq!(dns.unwrap().servers, ["10.96.0.10"]);
+        }
     }
 
     #[test]
