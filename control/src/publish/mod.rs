@@ -1,7 +1,7 @@
-//! What goes back to Kubernetes: the addresses of load balancers ([`services`]), the condition of this node's network
-//! ([`condition`]), and events about objects that were refused ([`events`]).
+//! What goes back to Kubernetes: the addresses of load balancers (`services.rs`), the condition of this node's network
+//! (`condition.rs`), and events about objects that were refused (`events.rs`).
 //!
-//! Of its own node a process writes; of what concerns all nodes one of them ([`speaker`]). Nothing here is needed for packets to
+//! Of its own node a process writes; of what concerns all nodes one of them (`speaker.rs`). Nothing here is needed for packets to
 //! flow: what cannot be written is tried again, and what is not allowed is said once.
 
 mod condition;

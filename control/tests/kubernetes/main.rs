@@ -2,6 +2,7 @@
 //! goes back, and it asks for nothing that its role does not allow.
 
 #[path = "../dataplane_double/mod.rs"]
+#[expect(dead_code, reason = "others wait for it within a runtime")]
 mod dataplane_double;
 mod process;
 mod role;

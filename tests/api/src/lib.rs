@@ -1,6 +1,6 @@
 //! A Kubernetes API server for tests: real HTTP, the kinds that Wirelane reads and writes, and nothing else of a cluster.
 //!
-//! It has what makes a client's life hard in earnest ([`store`]: versions, pages that expire, watches from a version, bookmarks,
+//! It has what makes a client's life hard in earnest (`store.rs`: versions, pages that expire, watches from a version, bookmarks,
 //! patches with preconditions, statuses apart from objects), and what makes it hard on bad days, on order ([`Trouble`]).
 //! Every request is written down ([`Call`]), so that it can be held against what a role would allow.
 

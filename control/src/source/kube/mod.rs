@@ -1,9 +1,9 @@
 //! The Kubernetes API, listed once and watched from then on.
 //!
-//! Each kind is followed on its own ([`follow`]): a list in pages, then a watch from the list's version, kept up with bookmarks
+//! Each kind is followed on its own (`follow.rs`): a list in pages, then a watch from the list's version, kept up with bookmarks
 //! and taken up again where it broke off. What an object says is read straight into what the node needs of it; of the text
 //! nothing is kept. Only where the API server can no longer say what happened since is everything listed anew, and then
-//! only what is different is news ([`catalog`]).
+//! only what is different is news (`catalog.rs`).
 //!
 //! While the API server is away everything stays as it is.
 
