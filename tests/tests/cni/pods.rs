@@ -175,7 +175,7 @@ fn many_pods_at_once_leave_nothing_behind_and_policy_is_there_before_them() {
     let (count, rounds) = numbers();
     let names: Vec<String> = (0..count).map(|i| format!("p{i}")).collect();
     // Every tenth has an open door, or it would not be seen that anybody knocks.
-    let door = |i: usize| if i % 10 == 0 { ", door: open" } else { ", door: closed" };
+    let door = |i: usize| if i.is_multiple_of(10) { ", door: open" } else { ", door: closed" };
     let manifests: String = names.iter().enumerate().map(|(i, name)| pod_manifest(name, door(i))).collect();
     let manifests = manifests + &pod_manifest("knocker", "") + POLICY;
     let mut node = Node::configured(&manifests, "address_hold_seconds = 1\n");
@@ -200,7 +200,7 @@ fn many_pods_at_once_leave_nothing_behind_and_policy_is_there_before_them() {
         // Each is knocked at once at least.
         thread::sleep(std::time::Duration::from_millis(200));
         for (i, pod) in pods.iter().enumerate() {
-            *knocks.entry(i % 10 == 0).or_default() += pod.unexpected();
+            *knocks.entry(i.is_multiple_of(10)).or_default() += pod.unexpected();
         }
         containerd.runtime.block_on(async {
             let remove = pods.iter().map(|pod| containerd.cri.remove(&pod.id));
