@@ -1,15 +1,17 @@
-//! The configuration file: TOML, every key with a default but the node's name.
+//! The configuration file: TOML, every key with a default.
 
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, de::Error};
 
 use crate::{
+    api::Access,
     compile::{self, Settings},
     pools::Pool,
 };
@@ -18,11 +20,15 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The node that this process serves: the name of its Node object.
+    /// The node that this process serves: the name of its Node object. Empty: the command line names it.
+    #[serde(default)]
     pub node: String,
-    /// Directory of the Kubernetes manifests.
-    #[serde(default = "defaults::manifests")]
-    pub manifests: PathBuf,
+    /// Directory of the Kubernetes manifests; always there where there is no API server to ask.
+    #[serde(default)]
+    pub manifests: Option<PathBuf>,
+    /// The API server that objects come from, in the place of manifests.
+    #[serde(default)]
+    pub kubernetes: Option<Access>,
     /// The cluster's Service ranges.
     #[serde(default)]
     pub service_cidrs: Vec<IpNet>,
@@ -231,15 +237,23 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Reads what is in the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let path = path.to_owned();
-        let config: Self = match toml::from_str(text) {
+        let mut config: Self = match toml::from_str(text) {
             Ok(config) => config,
             Err(source) => return Err(ConfigError::Parse { path, source: Box::new(source) }),
         };
         // IPv6 needs links of 1280 bytes (RFC 8200, section 5), inside the tunnel, too.
         for (is_wrong, key, reason) in [
-            (config.node.is_empty(), "node", "is empty"),
+            (
+                config.manifests.is_some() && config.kubernetes.is_some(),
+                "manifests",
+                "cannot stand beside [kubernetes]: objects come from one place",
+            ),
             (config.vxlan_port == 0, "vxlan_port", "is 0"),
             (config.vni >= 1 << 24, "vni", "does not fit in 24 bits"),
             (!(1350..=65535).contains(&config.uplink_mtu), "uplink_mtu", "is not in 1350..65535"),
@@ -255,7 +269,15 @@ impl Config {
                 return Err(ConfigError::Value { path, key, reason });
             }
         }
+        if config.kubernetes.is_none() {
+            config.manifests.get_or_insert_with(defaults::manifests);
+        }
         Ok(config)
+    }
+
+    /// How long a change may take to be live before this node is called unhealthy.
+    pub fn health_timeout(&self) -> Duration {
+        Duration::from_secs(self.health_timeout_seconds.into())
     }
 
     /// What compiling goes by.
@@ -300,7 +322,10 @@ mod tests {
         let config = parse("node = \"node1\"").unwrap();
         assert_eq!((config.vxlan_port, config.vni, config.uplink_mtu), (4789, 4096, 1500));
         assert_eq!(config.settings(), Settings::new("node1"));
-        assert!(parse("").unwrap_err().contains("missing field `node`"));
+        assert_eq!((config.manifests, config.kubernetes), (Some(defaults::manifests()), None));
+        let config = parse("node = \"node1\"\n[kubernetes]").unwrap();
+        assert_eq!((config.manifests, config.kubernetes), (None, Some(Access { kubeconfig: None })));
+        assert_eq!(parse("").unwrap().node, "", "the command line names it");
     }
 
     #[test]
@@ -334,6 +359,10 @@ mod tests {
         );
         let pools = "[[pools]]\nname = \"a\"\naddresses = [\"192.0.2.0/28\"]\n";
         for (text, expected) in [
+            (
+                "manifests = \"/m\"\n[kubernetes]\nkubeconfig = \"/k\"",
+                "manifests cannot stand beside [kubernetes]",
+            ),
             ("node_port_range = \"5\"", "\"5\" is not a range FIRST-LAST of ports"),
             ("node_port_range = \"9-5\"", "is not a range"),
             ("masquerade.ports = \"32767-40000\"", "masquerade.ports overlaps with node_port_range"),

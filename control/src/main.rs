@@ -12,15 +12,21 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 use wirelane_control::{
     attach::Attacher,
+    cleanup,
     config::Config,
     health::Health,
     ipam::Ipam,
-    pools::{NoStatus, Pools},
+    pools::{NoStatus, Pools, StatusWriter},
     problem::Problems,
+    publish::{Publisher, Statuses},
     push::{Desired, Pusher},
     reconcile::Reconciler,
     rpc::{ControlService, ControlSocket},
-    source::{Source, dir::Dir},
+    source::{
+        Source,
+        dir::Dir,
+        kube::{Kube, Patience},
+    },
 };
 
 /// Turns Kubernetes manifests into the tables of Wirelane's dataplane, and attaches pods to it.
@@ -30,9 +36,15 @@ struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The node that this process serves, in the place of the configuration's `node`.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// Where the daemons' sockets are.
     #[arg(long, value_name = "DIR", default_value = "/run/wirelane")]
     runtime_dir: PathBuf,
+    /// Take away what a control process has left on its node: pods' links, and what it remembers. Then end.
+    #[arg(long)]
+    cleanup: bool,
 }
 
 #[tokio::main]
@@ -48,8 +60,14 @@ async fn main() -> anyhow::Result<()> {
     run(&arguments).await
 }
 
-async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()> {
-    let config = Config::load(config)?;
+async fn run(
+    Arguments { config: file, node, runtime_dir, cleanup: is_cleanup }: &Arguments,
+) -> anyhow::Result<()> {
+    let mut config = Config::load(file)?;
+    if let Some(node) = node {
+        config.node.clone_from(node);
+    }
+    anyhow::ensure!(!config.node.is_empty(), "{}: node is missing, and --node is not given", file.display());
     let mut folder = std::fs::DirBuilder::new();
     folder
         .recursive(true)
@@ -60,16 +78,27 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let socket = runtime_dir.join("control.sock");
     // First of all: two control processes must not push to one dataplane.
     let socket = ControlSocket::bind(&socket).with_context(|| socket.display().to_string())?;
+    if *is_cleanup {
+        let links = cleanup::cleanup(&config.state_folder).await?;
+        tracing::info!(links, "cleaned up");
+        return Ok(());
+    }
     // Before anything can fail for it: a signal that comes early ends the process as one that comes late.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let source: Box<dyn Source> = Box::new(Dir::new(config.manifests.clone()));
+    let kube =
+        config.kubernetes.clone().map(|access| (Kube::new(access.clone(), Patience::default()), access));
+    let statuses = Statuses::default();
+    let writer: Box<dyn StatusWriter> = match &kube {
+        Some(_) => Box::new(statuses.clone()),
+        None => Box::new(NoStatus),
+    };
     let pools = (!config.pools.is_empty())
         .then(|| {
             let (node, allocator) = (config.node.clone(), config.allocator.clone());
-            Pools::open(config.pools.clone(), node, allocator, &config.state_folder, Box::new(NoStatus))
+            Pools::open(config.pools.clone(), node, allocator, &config.state_folder, writer)
         })
         .transpose()
         .context("addresses given to load balancers")?;
@@ -77,6 +106,25 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let leases = Ipam::open(&config.state_folder, hold).context("pods that are attached")?;
     let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
+    let (source, publisher): (Box<dyn Source>, _) = match kube {
+        Some((kube, access)) => {
+            let publisher = Publisher {
+                node: config.node.clone(),
+                access,
+                patience: Patience::default(),
+                timeout: config.health_timeout(),
+                pools: config.pools.clone(),
+                statuses,
+                uids: kube.uids(),
+                desired: desired.clone(),
+                link: link.clone(),
+                cluster: cluster.clone(),
+                problems: problems.clone(),
+            };
+            (Box::new(kube), Some(publisher))
+        }
+        None => (Box::new(Dir::new(config.manifests.clone().unwrap_or_default())), None),
+    };
     let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
     let attacher =
         Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone(), leases);
@@ -84,6 +132,7 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let service = ControlService {
         node: config.node,
         source: source.describe(),
+        standing: source.standing(),
         link,
         summary: cluster.summary(),
         problems,
@@ -105,6 +154,9 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     });
     let keeping = tokio::spawn(attacher.keep());
     let answering = tokio::spawn(health.run());
+    if let Some(publisher) = publisher {
+        tokio::spawn(publisher.run());
+    }
 
     let end = async {
         tokio::select! {

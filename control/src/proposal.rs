@@ -119,6 +119,18 @@ impl Outcome {
         }
         request
     }
+
+    /// What somebody who proposed it is told, with what it would do to connections.
+    pub fn answer(self, effects: v1::WhatIfResponse) -> v1::ProposeResponse {
+        let names = |keys: Vec<Key>| keys.iter().map(ToString::to_string).collect();
+        v1::ProposeResponse {
+            added: names(self.added),
+            changed: names(self.changed),
+            deleted: names(self.deleted),
+            problems: self.problems.into_iter().map(Into::into).collect(),
+            effects: Some(effects),
+        }
+    }
 }
 
 /// "KIND/NAMESPACE/NAME", or "KIND/NAME": in the namespace "default" where the kind has namespaces. Kinds are called as

@@ -4,6 +4,7 @@ use std::{
     fs, io,
     os::unix::{fs::PermissionsExt, net::UnixStream as StdUnixStream},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use tokio::{net::UnixListener, sync::watch};
@@ -22,11 +23,11 @@ use crate::{
     cni::{self, parse::interface_name},
     compile::address_bytes,
     ipam::LeaseError,
-    model::Key,
     problem::Problems,
     proposal::Proposal,
     push::{self, Link},
     reconcile::{Cluster, Summary},
+    source::Standing,
 };
 
 /// What the service answers from.
@@ -35,6 +36,8 @@ pub struct ControlService {
     pub node: String,
     /// Where objects come from.
     pub source: String,
+    /// How it stands, where there is somebody to talk to.
+    pub standing: Option<watch::Receiver<Standing>>,
     /// How things stand with the dataplane.
     pub link: watch::Receiver<Link>,
     /// What is accepted.
@@ -202,6 +205,7 @@ impl Control for ControlService {
                 .map(|(kind, count)| (kind.to_string(), u32::try_from(count).unwrap_or(u32::MAX)))
                 .collect(),
             problems: self.problems.list().into_iter().map(Into::into).collect(),
+            standing: self.standing.as_ref().map(|standing| told(&standing.borrow())),
         }))
     }
 
@@ -212,7 +216,7 @@ impl Control for ControlService {
         let v1::ProposeRequest { documents, deletes } = request.into_inner();
         let documents = documents.into_iter().map(|document| (document.file, document.text)).collect();
         let proposal = Proposal::new(documents, &deletes)
-            .map_err(|fault| Status::invalid_argument(format!("{}: {}", fault.field, fault.reason)))?;
+            .map_err(|fault| Status::invalid_argument(fault.to_string()))?;
         let shadow = self.cluster.shadow().await.map_err(|ended| Status::unavailable(ended.to_string()))?;
         let mut shadow = shadow.ok_or_else(|| {
             Status::failed_precondition("the cluster's objects have not all been read yet: ask again")
@@ -223,14 +227,18 @@ impl Control for ControlService {
         let away = |error: push::PushError| Status::failed_precondition(error.to_string());
         let mut client = push::dial(&self.dataplane).await.map_err(away)?;
         let effects = client.what_if(outcome.request()).await?.into_inner();
-        let names = |keys: Vec<Key>| keys.iter().map(ToString::to_string).collect();
-        Ok(Response::new(v1::ProposeResponse {
-            added: names(outcome.added),
-            changed: names(outcome.changed),
-            deleted: names(outcome.deleted),
-            problems: outcome.problems.into_iter().map(Into::into).collect(),
-            effects: Some(effects),
-        }))
+        Ok(Response::new(outcome.answer(effects)))
+    }
+}
+
+fn told(Standing { is_connected, since, reason, relist }: &Standing) -> v1::SourceStanding {
+    let ago = |time: &SystemTime| time.elapsed().unwrap_or_default().as_secs();
+    v1::SourceStanding {
+        connected: *is_connected,
+        seconds: ago(since),
+        reason: reason.clone(),
+        relist: relist.as_ref().map(|(_, why)| why.clone()).unwrap_or_default(),
+        relist_seconds: relist.as_ref().map(|(when, _)| ago(when)).unwrap_or_default(),
     }
 }
 

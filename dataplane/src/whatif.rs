@@ -223,7 +223,9 @@ impl WhatIf {
             direction: denied.map(|denied| denied.direction),
             rule: alike.rule.clone(),
             policies: match denied {
-                Some(denied) if denied.rule == 0 => denier.isolating(&denied),
+                Some(denied) if denied.rule == 0 => {
+                    denier.builder.isolating(denied.direction, denied.subject, false)
+                }
                 _ => Vec::new(),
             },
             allowed_by: admission.map_or_else(Default::default, |admission| {
@@ -279,11 +281,6 @@ impl World {
     /// Under what name a rule is known.
     fn name(&self, rule: Id) -> String {
         self.builder.names().name(rule).unwrap_or_default().to_owned()
-    }
-
-    fn isolating(&self, denied: &Denied) -> Vec<String> {
-        let about = self.builder.policies_about(denied.direction, denied.subject);
-        about.iter().filter(|policy| !policy.audit).map(|policy| policy.name.clone()).collect()
     }
 
     fn pod(&self, address: &Addr) -> String {

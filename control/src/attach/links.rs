@@ -149,6 +149,18 @@ pub(super) async fn pods() -> Result<Vec<Name>, LinkError> {
     Ok(pods)
 }
 
+/// Deletes the links of all pods, and says how many there were.
+///
+/// # Errors
+/// When one cannot be deleted.
+pub async fn delete_all() -> Result<usize, LinkError> {
+    let pods = pods().await?;
+    for pod in &pods {
+        delete(pod).await?;
+    }
+    Ok(pods.len())
+}
+
 /// Deletes the link of a pod, both ends. Succeeds when there is none.
 pub(super) async fn delete(pod: &Name) -> Result<(), LinkError> {
     let interface = host_interface(pod);
@@ -331,8 +343,9 @@ async fn set_up_host_end(netlink: &Netlink, interface: &str, pod: &Name) -> Resu
         .await?
         .ok_or_else(|| kernel(format!("find {interface}"))(io::Error::from_raw_os_error(libc::ENODEV)))?;
     offloads_off(interface)?;
-    // Best effort: /proc/sys may be read-only, and then a few stray neighbour discoveries do no harm.
-    _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
+    // Best effort: both may be read-only, and then a few stray neighbour discoveries do no harm.
+    let switch = format!("proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    _ = std::fs::write(format!("/{switch}"), "1").or_else(|_| std::fs::write(format!("/host/{switch}"), "1"));
     let change = LinkUnspec::new_with_index(link.header.index).alias(pod_alias(pod)).up().build();
     let changed = netlink.handle.link().set(change).execute().await;
     changed.map_err(into_io).map_err(kernel(format!("set {interface} up")))

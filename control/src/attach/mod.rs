@@ -30,7 +30,7 @@ use self::links::PodLink;
 pub(crate) use self::links::gateway;
 pub use self::{
     check::{CheckError, Expected, Unready},
-    links::{LinkError, host_interface},
+    links::{LinkError, delete_all, host_interface},
     record::{Bandwidth, Record},
 };
 use crate::{

@@ -108,6 +108,9 @@ struct Inner<T> {
     changes: u64,
 }
 
+/// The file, in the folder for what outlives the process.
+pub(crate) const FILE: &str = "attachments.json";
+
 /// What is in the file.
 #[derive(Deserialize, Serialize)]
 struct Content<T> {
@@ -123,7 +126,7 @@ impl<T: Clone + Serialize + DeserializeOwned + Send + 'static> Ipam<T> {
     /// # Errors
     /// When there is a memory that cannot be read: giving addresses without it would give some twice.
     pub fn open(folder: &Path, hold: Duration) -> Result<Self, MemoryError> {
-        let path = folder.join("attachments.json");
+        let path = folder.join(FILE);
         let read = || {
             durable::folder(folder)?;
             read(&path)

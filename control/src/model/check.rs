@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::Selector;
@@ -67,7 +67,11 @@ impl Faults {
 }
 
 /// An object of a Kubernetes type.
-pub(crate) fn typed<T: DeserializeOwned>(object: &Value) -> Result<T, Fault> {
+pub(crate) fn typed<'de, T, D>(object: D) -> Result<T, Fault>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de, Error: fmt::Display>,
+{
     serde_path_to_error::deserialize(object)
         .map_err(|error| Fault::new(error.path().to_string(), error.inner().to_string()))
 }

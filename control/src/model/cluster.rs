@@ -3,13 +3,13 @@
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as k8s;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Created, Fault, Invalid, Kind, Labels, Name,
     annotations::Annotations,
     check::{self, Faults},
+    given,
 };
 
 /// Annotation of a Node that names the MAC of its VXLAN device.
@@ -75,11 +75,11 @@ pub struct Node {
     pub is_excluded: bool,
 }
 
-impl TryFrom<k8s::Node> for Node {
+impl TryFrom<given::Node> for Node {
     type Error = Invalid;
 
-    fn try_from(node: k8s::Node) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::Node, &node.metadata)?;
+    fn try_from(node: given::Node) -> Result<Self, Invalid> {
+        let name = node.metadata.name(Kind::Node)?;
         let mut faults = Faults::default();
 
         let status = node.status.unwrap_or_default();
@@ -162,11 +162,11 @@ impl Namespace {
     }
 }
 
-impl TryFrom<k8s::Namespace> for Namespace {
+impl TryFrom<given::Namespace> for Namespace {
     type Error = Invalid;
 
-    fn try_from(namespace: k8s::Namespace) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::Namespace, &namespace.metadata)?;
+    fn try_from(namespace: given::Namespace) -> Result<Self, Invalid> {
+        let name = namespace.metadata.name(Kind::Namespace)?;
         let mut labels = namespace.metadata.labels.unwrap_or_default();
         labels.insert(NAMESPACE_NAME.to_owned(), name.name.clone());
         let mut caveats = Vec::new();

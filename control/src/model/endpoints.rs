@@ -2,11 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use k8s_openapi::api::discovery::v1 as discovery;
-
 use super::{
     Invalid, Kind, Name, Protocol,
     check::{self, Faults},
+    given,
 };
 
 /// Label of an EndpointSlice that names its Service.
@@ -79,11 +78,11 @@ impl Condition {
     }
 }
 
-impl TryFrom<discovery::EndpointSlice> for EndpointSlice {
+impl TryFrom<given::EndpointSlice> for EndpointSlice {
     type Error = Invalid;
 
-    fn try_from(slice: discovery::EndpointSlice) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::EndpointSlice, &slice.metadata)?;
+    fn try_from(slice: given::EndpointSlice) -> Result<Self, Invalid> {
+        let name = slice.metadata.name(Kind::EndpointSlice)?;
         let mut faults = Faults::default();
         let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
         let service = label.map(|service| Name::new(&name.namespace, service));

@@ -9,6 +9,7 @@ mod check;
 mod cluster;
 mod cluster_policy;
 mod endpoints;
+pub(crate) mod given;
 mod labels;
 mod network_policy;
 mod pod;
@@ -157,6 +158,21 @@ pub struct Key {
     pub name: Name,
 }
 
+impl Key {
+    /// The key that is written so.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, name) = text.split_once(' ')?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        let (namespace, name) = match name.split_once('/') {
+            Some((namespace, name)) if kind.is_namespaced() => (Some(namespace), name),
+            None if !kind.is_namespaced() => (None, name),
+            _ => return None,
+        };
+        let name = Name::parse(kind, namespace, Some(name)).ok()?;
+        Some(Self { kind, name })
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)
@@ -171,7 +187,7 @@ impl Created {
     /// Of an object that does not say.
     pub const UNKNOWN: Self = Self(i64::MAX);
 
-    pub(crate) fn of(metadata: &ObjectMeta) -> Self {
+    pub(crate) fn of(metadata: &given::Metadata) -> Self {
         metadata.creation_timestamp.as_ref().map_or(Self::UNKNOWN, |time| Self(time.0.as_second()))
     }
 }

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::api::core::v1 as k8s;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Created, Invalid, Kind, Labels, Name, Protocol, Uid,
     annotations::Annotations,
     check::{self, Fault, Faults},
+    given,
 };
 
 /// A pod.
@@ -107,11 +107,11 @@ impl HostIp {
     }
 }
 
-impl TryFrom<k8s::Pod> for Pod {
+impl TryFrom<given::Pod> for Pod {
     type Error = Invalid;
 
-    fn try_from(pod: k8s::Pod) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::Pod, &pod.metadata)?;
+    fn try_from(pod: given::Pod) -> Result<Self, Invalid> {
+        let name = pod.metadata.name(Kind::Pod)?;
         let mut faults = Faults::default();
 
         let status = pod.status.unwrap_or_default();
@@ -130,7 +130,7 @@ impl TryFrom<k8s::Pod> for Pod {
         let sidecars =
             sidecars.filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"));
         let containers =
-            spec.containers.iter().enumerate().map(|(i, c)| (format!("spec.containers[{i}]"), c));
+            spec.containers.iter().flatten().enumerate().map(|(i, c)| (format!("spec.containers[{i}]"), c));
         let sidecars = sidecars.map(|(i, c)| (format!("spec.initContainers[{i}]"), c));
         let (mut named_ports, mut host_ports) = (BTreeMap::new(), Vec::new());
         for (field, container) in containers.chain(sidecars) {

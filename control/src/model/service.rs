@@ -9,6 +9,7 @@ use super::{
     Created, Invalid, Kind, Name, Protocol,
     annotations::{self, Algorithm, Annotations, Weights},
     check::{self, Faults},
+    given,
 };
 
 /// Label of a Service that another proxy serves.
@@ -110,11 +111,11 @@ impl Service {
     }
 }
 
-impl TryFrom<k8s::Service> for Service {
+impl TryFrom<given::Service> for Service {
     type Error = Invalid;
 
-    fn try_from(service: k8s::Service) -> Result<Self, Invalid> {
-        let name = Name::of(Kind::Service, &service.metadata)?;
+    fn try_from(service: given::Service) -> Result<Self, Invalid> {
+        let name = service.metadata.name(Kind::Service)?;
         let created = Created::of(&service.metadata);
         let mut faults = Faults::default();
         let annotations = Annotations::new(&service.metadata.annotations);

@@ -33,11 +33,14 @@ struct Entry {
     addresses: Vec<IpAddr>,
 }
 
+/// The file, in the folder for what outlives the process.
+pub(crate) const FILE: &str = "addresses.json";
+
 impl Memory {
     /// The one in a folder, which is made if it is not there.
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
         durable::folder(folder)?;
-        Ok(Self { path: folder.join("addresses.json") })
+        Ok(Self { path: folder.join(FILE) })
     }
 
     pub(super) fn path(&self) -> &Path {

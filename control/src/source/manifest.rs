@@ -3,12 +3,12 @@
 //! A file is cut into documents before anything is parsed, so that a document that is not even YAML takes no other
 //! with it.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde_json::Value;
 
-use crate::model::{Fault, Invalid, Key, Kind, Name, Object, Policy, typed};
+use super::object;
+use crate::model::{Fault, Key, Kind, Name, Object};
 
 /// What one object of a document turned out to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -191,36 +191,12 @@ fn read_object(object: Value, label: String) -> Reading {
             return Reading::Invalid { key: None, label, faults: vec![fault], instead: None };
         }
     };
-    let converted = if api_version == kind.api_version() {
-        convert(kind, &object)
+    if api_version == kind.api_version() {
+        object::read(kind, name, &object)
     } else {
         let reason = format!("{api_version} is not {}", kind.api_version());
-        Err(Fault::new("apiVersion", reason).into())
-    };
-    match converted {
-        Ok(object) => Reading::Valid(object),
-        Err(Invalid(faults)) => {
-            let key = Key { kind, name: name.clone() };
-            let denying = || Policy::denying(kind, name, &object, faults[0].clone());
-            let instead = kind.is_policy().then(|| Object::Policy(denying().into()));
-            Reading::Invalid { label: key.to_string(), key: Some(key), faults, instead }
-        }
+        object::refused(kind, name, &object, Fault::new("apiVersion", reason).into())
     }
-}
-
-fn convert(kind: Kind, object: &Value) -> Result<Object, Invalid> {
-    Ok(match kind {
-        Kind::Node => Object::Node(Arc::new(typed::<core::Node>(object)?.try_into()?)),
-        Kind::Namespace => Object::Namespace(Arc::new(typed::<core::Namespace>(object)?.try_into()?)),
-        Kind::Pod => Object::Pod(Arc::new(typed::<core::Pod>(object)?.try_into()?)),
-        Kind::Service => Object::Service(Arc::new(typed::<core::Service>(object)?.try_into()?)),
-        Kind::EndpointSlice => {
-            Object::EndpointSlice(Arc::new(typed::<discovery::EndpointSlice>(object)?.try_into()?))
-        }
-        Kind::NetworkPolicy | Kind::ClusterNetworkPolicy => {
-            Object::Policy(Arc::new(Policy::parse(kind, object)?))
-        }
-    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use hashbrown::HashMap;
 use wirelane_proto::v1;
 
 use super::convert::{
-    address_messages, algorithm_message, backend_message, frontend_message, protocol_message,
+    address_messages, algorithm_message, backend_message, bandwidth_message, frontend_message,
+    protocol_message,
 };
 use crate::batch::Key;
 use crate::clock::Now;
@@ -21,7 +22,7 @@ use crate::tables::build::Names;
 use crate::tables::flows::line::{Family, Line};
 use crate::tables::flows::state;
 use crate::tables::flows::{FlowRef, FlowTable};
-use crate::tables::objects::{Object, Policy, Service, ServicePort, Tier};
+use crate::tables::objects::{Object, Service, ServicePort};
 use crate::tables::policy::{Direction, rule_policy};
 use crate::tables::services::{
     Id, backend_name, port_name, service_label, split_backend_name, split_port_name,
@@ -244,6 +245,7 @@ fn ports<P: Ports>(dataplane: &Dataplane<P>, state: &State) -> Vec<v1::PortStatu
             tx_packets: since(|traffic| traffic.tx_packets),
             tx_bytes: since(|traffic| traffic.tx_bytes),
             tx_full: since(|traffic| traffic.tx_full),
+            bandwidth: bandwidth_message(state.bandwidth(id)),
         }
     })
     .collect()
@@ -269,13 +271,10 @@ fn would_be_denied(shared: &Shared) -> Vec<v1::DropCount> {
 
 /// The policies that isolate the pod that refused a packet.
 fn isolating(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String> {
-    let isolating = |direction| {
-        let about = state.builder.policies_about(direction, record.subject).into_iter();
-        about.filter(|policy| policy.tier == Tier::NetworkPolicy && (record.audit || !policy.audit))
-    };
-    let policies: Vec<&Policy> = match record.reason {
-        DropReason::PolicyIngress => isolating(Direction::Ingress).collect(),
-        DropReason::PolicyEgress => isolating(Direction::Egress).collect(),
+    let isolating = |direction| state.builder.isolating(direction, record.subject, record.audit);
+    let mut names: Vec<String> = match record.reason {
+        DropReason::PolicyIngress => isolating(Direction::Ingress),
+        DropReason::PolicyEgress => isolating(Direction::Egress),
         // It does not say at which end: at the one that has the identity.
         DropReason::PolicyCut => {
             [(&record.key.dst, Direction::Ingress), (&record.key.src, Direction::Egress)]
@@ -286,7 +285,6 @@ fn isolating(record: &DropRecord, state: &State, tables: &Tables) -> Vec<String>
         }
         _ => Vec::new(),
     };
-    let mut names: Vec<String> = policies.into_iter().map(|policy| policy.name.clone()).collect();
     names.sort_unstable();
     names.dedup();
     names

@@ -25,10 +25,10 @@ const MAX_PLACES: usize = 128;
 /// Places of the first leaf, and of those that a split begins with.
 const MIN_PLACES: usize = 4;
 /// Bits of the hash that a node tells its children apart by.
-const BITS: u32 = 5;
+const BITS: u32 = 6;
 const CHILDREN: usize = 1 << BITS;
 /// Hashes that are alike up to here are not told apart by nodes any more.
-const MAX_DEPTH: u32 = 8;
+const MAX_DEPTH: u32 = 7;
 
 /// The table. Clones share everything.
 #[derive(Clone, Debug)]

@@ -109,14 +109,15 @@ pub fn attachment_message(attachment: &Attachment) -> v1::AttachPortRequest {
         pod: attachment.pod.clone(),
         mac: attachment.mac.to_vec(),
         addresses: address_messages(&attachment.addresses),
-        bandwidth: (attachment.bandwidth != Bandwidth::default())
-            .then(|| bandwidth_message(attachment.bandwidth)),
+        bandwidth: bandwidth_message(attachment.bandwidth),
     }
 }
 
-fn bandwidth_message(bandwidth: Bandwidth) -> v1::Bandwidth {
+/// Limits as the contract has them; `None` if there are none.
+pub fn bandwidth_message(bandwidth: Bandwidth) -> Option<v1::Bandwidth> {
     let Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst } = bandwidth;
-    v1::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }
+    let message = v1::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst };
+    (bandwidth != Bandwidth::default()).then_some(message)
 }
 
 /// Addresses as the contract has them.

@@ -30,15 +30,14 @@ pub(super) fn number(proto: u8, port: u16) -> u32 {
     u32::from(proto) << 16 | u32::from(port)
 }
 
-/// More points than these are not searched. As large as what is looked up directly, about.
+/// More points than these are not searched: a search would wait for memory several times. What is looked up directly instead
+/// takes 768 KiB for a protocol, whose ports are nearly all different by then.
 const MANY_POINTS: usize = 4096;
 
-/// For each port of some protocols the point that it lies behind: two look-ups.
+/// For each port of some protocols what matches there: one look-up, which can be asked for in advance.
 #[derive(Clone, Debug)]
 pub(super) struct Direct {
-    protocols: Vec<(u8, Box<[u32]>)>,
-    /// By number of the point, the first of which is that before all others.
-    found: Box<[Option<Match>]>,
+    protocols: Vec<(u8, Box<[Option<Match>]>)>,
     /// Of protocols that have no points within.
     others: Intervals<u32, Option<Match>>,
 }
@@ -82,43 +81,45 @@ impl Ports {
 
 impl Direct {
     fn new(points: Vec<(u32, Option<Match>)>) -> Direct {
-        let mut protocols: Vec<(u8, Box<[u32]>)> = Vec::new();
+        let mut protocols: Vec<(u8, Box<[Option<Match>]>)> = Vec::new();
         for chunk in points.chunk_by(|a, b| a.0 >> 16 == b.0 >> 16) {
             let proto = chunk[0].0 >> 16;
             // One whose first point is its first port, and has no other, is as the others.
             if proto > 0xff || (chunk.len() == 1 && chunk[0].0 & 0xffff == 0) {
                 continue;
             }
-            let mut before = points.partition_point(|(at, _)| *at < proto << 16) as u32;
-            let mut behind = Vec::with_capacity(1 << 16);
+            let before = points.partition_point(|(at, _)| *at < proto << 16).checked_sub(1);
+            let mut found = before.and_then(|point| points[point].1);
+            let mut of_ports = Vec::with_capacity(1 << 16);
             let mut chunk = chunk.iter().peekable();
             for port in proto << 16..(proto + 1) << 16 {
-                before += u32::from(chunk.next_if(|(at, _)| *at == port).is_some());
-                behind.push(before);
+                if let Some((_, from_here)) = chunk.next_if(|(at, _)| *at == port) {
+                    found = *from_here;
+                }
+                of_ports.push(found);
             }
-            protocols.push((proto as u8, behind.into()));
+            protocols.push((proto as u8, of_ports.into()));
         }
-        let found = std::iter::once(None).chain(points.iter().map(|(_, found)| *found)).collect();
-        Direct { protocols, found, others: Intervals::new(points) }
+        Direct { protocols, others: Intervals::new(points) }
     }
 
     #[inline(always)]
-    fn of(&self, port: u32) -> Option<&[u32]> {
-        self.protocols.iter().find(|(proto, _)| u32::from(*proto) == port >> 16).map(|(_, behind)| &**behind)
+    fn of(&self, port: u32) -> Option<&[Option<Match>]> {
+        self.protocols.iter().find(|(proto, _)| u32::from(*proto) == port >> 16).map(|(_, found)| &**found)
     }
 
     #[inline(always)]
     fn find(&self, port: u32) -> Option<Match> {
         match self.of(port) {
-            Some(behind) => self.found[behind[(port & 0xffff) as usize] as usize],
+            Some(found) => found[(port & 0xffff) as usize],
             None => self.others.at(port).copied().flatten(),
         }
     }
 
     #[inline(always)]
     fn prefetch(&self, port: u32) {
-        if let Some(behind) = self.of(port) {
-            prefetch::read(behind.as_ptr().wrapping_add((port & 0xffff) as usize));
+        if let Some(found) = self.of(port) {
+            prefetch::read(found.as_ptr().wrapping_add((port & 0xffff) as usize));
         }
     }
 }

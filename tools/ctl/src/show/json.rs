@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use wirelane_proto::v1::{
     AttachPodResponse, Backend, BackendView, ControlStatusResponse, Drop, DropCount, DropsResponse, Flow,
-    FlowTableStatus, Frontend, PortStatus, Problem, ServiceView, StageCount, StatusResponse, Tuple,
-    WorkerStatus,
+    FlowTableStatus, Frontend, PortStatus, Problem, ServiceView, SourceStanding, StageCount, StatusResponse,
+    Tuple, WorkerStatus,
 };
 
 use super::{
@@ -101,6 +101,17 @@ pub(super) fn control_json(control: &ControlStatusResponse) -> Value {
         "revision": control.revision,
         "objects": control.objects,
         "problems": list(&control.problems, problem),
+        "standing": control.standing.as_ref().map(standing),
+    })
+}
+
+fn standing(standing: &SourceStanding) -> Value {
+    json!({
+        "connected": standing.connected,
+        "seconds": standing.seconds,
+        "reason": standing.reason,
+        "relist": standing.relist,
+        "relist_seconds": standing.relist_seconds,
     })
 }
 
@@ -196,6 +207,12 @@ fn port(port: &PortStatus) -> Value {
         "tx_packets": port.tx_packets,
         "tx_bytes": port.tx_bytes,
         "tx_full": port.tx_full,
+        "bandwidth": port.bandwidth.map(|limits| json!({
+            "ingress_rate": limits.ingress_rate,
+            "ingress_burst": limits.ingress_burst,
+            "egress_rate": limits.egress_rate,
+            "egress_burst": limits.egress_burst,
+        })),
     })
 }
 

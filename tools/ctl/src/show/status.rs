@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 use wirelane::daemons::Error;
-use wirelane_proto::v1::{ControlStatusResponse, PortStatus, Problem, StatusResponse, WorkerStatus};
+use wirelane_proto::v1::{
+    Bandwidth, ControlStatusResponse, PortStatus, Problem, SourceStanding, StatusResponse, WorkerStatus,
+};
 
 use super::{
     addresses,
@@ -80,11 +82,28 @@ fn summary(status: &StatusResponse) -> String {
 fn control_summary(control: &ControlStatusResponse) -> String {
     let connected = if control.connected { "connected" } else { "not connected" };
     let mut text = format!("control: {connected}, revision {}, from {}\n", control.revision, control.source);
+    if let Some(standing) = &control.standing {
+        let _writing_to_a_string_succeeds = writeln!(text, "{}", source(standing));
+    }
     let mut objects: Vec<String> =
         control.objects.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     objects.sort_unstable();
     if !objects.is_empty() {
         let _writing_to_a_string_succeeds = writeln!(text, "{}", objects.join(", "));
+    }
+    text
+}
+
+fn source(standing: &SourceStanding) -> String {
+    let mut text = match standing.connected {
+        true => format!("source: every change is heard of since {}", duration(standing.seconds)),
+        false => format!("source: not connected for {}", duration(standing.seconds)),
+    };
+    if !standing.reason.is_empty() {
+        text += &format!(" ({})", standing.reason);
+    }
+    if !standing.relist.is_empty() {
+        text += &format!("; listed anew {} ago ({})", duration(standing.relist_seconds), standing.relist);
     }
     text
 }
@@ -201,6 +220,7 @@ fn ports(ports: &[PortStatus]) -> String {
         Number("tx_packets"),
         Number("tx_bytes"),
         Number("tx_full"),
+        Text("limits"),
     ];
     grid(
         columns,
@@ -217,9 +237,30 @@ fn ports(ports: &[PortStatus]) -> String {
                 port.tx_packets.to_string(),
                 port.tx_bytes.to_string(),
                 port.tx_full.to_string(),
+                limits(port.bandwidth.unwrap_or_default()),
             ]
         }),
     )
+}
+
+/// What a pod may receive and send, in bits per second.
+fn limits(bandwidth: Bandwidth) -> String {
+    let rate = |rate: u64| match rate {
+        0 => None,
+        1..1_000 => Some(format!("{rate} bit/s")),
+        1_000..1_000_000 => Some(format!("{} kbit/s", thousandths(rate))),
+        1_000_000..1_000_000_000 => Some(format!("{} Mbit/s", thousandths(rate / 1_000))),
+        _ => Some(format!("{} Gbit/s", thousandths(rate / 1_000_000))),
+    };
+    let directions = [("in", rate(bandwidth.ingress_rate)), ("out", rate(bandwidth.egress_rate))];
+    let limits: Vec<_> =
+        directions.into_iter().filter_map(|(name, rate)| Some(format!("{name} {}", rate?))).collect();
+    limits.join(", ")
+}
+
+/// With as many decimals as it has.
+fn thousandths(n: u64) -> f64 {
+    n as f64 / 1000.0
 }
 
 fn duration(seconds: u64) -> String {
@@ -253,6 +294,24 @@ parse       20             40
 decap        0
 ";
         assert_eq!(stages(&[worker(300), worker(500)]), expected);
+    }
+
+    #[test]
+    fn a_source_says_how_it_stands() {
+        let connected = SourceStanding { connected: true, seconds: 61, ..SourceStanding::default() };
+        assert_eq!(source(&connected), "source: every change is heard of since 1 min 1 s");
+        let away = SourceStanding {
+            seconds: 7,
+            reason: "Pod: the API server does not answer".to_owned(),
+            relist: "Pod: the API server says 410: too old".to_owned(),
+            relist_seconds: 3600,
+            ..SourceStanding::default()
+        };
+        assert_eq!(
+            source(&away),
+            "source: not connected for 7 s (Pod: the API server does not answer); \
+             listed anew 1 h 0 min ago (Pod: the API server says 410: too old)"
+        );
     }
 
     #[test]

@@ -44,8 +44,7 @@ impl WhatIf {
             let documents = documents.into_iter().map(|(file, text)| Document { file, text }).collect();
             return Ok(daemons.propose(ProposeRequest { documents, deletes: self.delete.clone() })?);
         };
-        let proposal = Proposal::new(documents, &self.delete)
-            .map_err(|fault| anyhow::anyhow!("{}: {}", fault.field, fault.reason))?;
+        let proposal = Proposal::new(documents, &self.delete).map_err(|fault| anyhow::anyhow!("{fault}"))?;
         let settings = offline::settings(self.config.as_deref(), self.node.as_deref())?;
         offline::what_if(proposal, capture, manifests, settings)
     }

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use wirelane_control::{
     compile::{Compiler, Settings},
     config::Config,
-    proposal::{Outcome, Proposal, Shadow},
+    proposal::{Proposal, Shadow},
     source::{Event, Source, dir::Dir},
     state::{State, Touched},
 };
@@ -52,7 +52,7 @@ pub fn what_if(
         drops: 0,
         effects: worlds.effects().into_iter().map(effect_message).collect(),
     };
-    Ok(response(outcome, effects))
+    Ok(outcome.answer(effects))
 }
 
 /// Settings of a node: those of its control process where its configuration is given.
@@ -68,17 +68,6 @@ pub fn settings(config: Option<&Path>, node: Option<&str>) -> Result<Settings> {
         }
         (None, Some(node)) => Ok(Settings::new(node)),
         (None, None) => anyhow::bail!("which node's view? name it with --node or --config"),
-    }
-}
-
-fn response(outcome: Outcome, effects: v1::WhatIfResponse) -> v1::ProposeResponse {
-    let names = |keys: Vec<wirelane_control::model::Key>| keys.iter().map(ToString::to_string).collect();
-    v1::ProposeResponse {
-        added: names(outcome.added),
-        changed: names(outcome.changed),
-        deleted: names(outcome.deleted),
-        problems: outcome.problems.into_iter().map(Into::into).collect(),
-        effects: Some(effects),
     }
 }
 
@@ -119,6 +108,7 @@ fn node_tables(node: &str, objects: Vec<Object>) -> Result<Builder> {
         peer_mac: GATEWAY_MAC,
         mtu: u16::MAX,
         addresses: addresses.to_vec(),
+        limits: None,
     };
     builder.set_port(UPLINK_PORT, Some(port(PortKind::Uplink, "uplink", &[])));
     builder.set_port(HOST_PORT, Some(port(PortKind::Host, "host", &[])));
