@@ -170,9 +170,24 @@ impl Drop for Containerd {
             _ = Command::new("umount").args(["--lazy", at]).status();
         }
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            _ = fs::remove_dir(controller.path().join(self.cgroup.trim_start_matches('/')));
+            let cgroup = controller.path().join(self.cgroup.trim_start_matches('/'));
+            // What was killed may take a moment to go.
+            _ = eventually("the pods' control groups to go", PATIENCE, || remove_cgroup(&cgroup));
         }
     }
+}
+
+/// Removes a control group and those in it; they hold no other folders, and files that nobody has to remove.
+fn remove_cgroup(cgroup: &Path) -> std::io::Result<()> {
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    for child in fs::read_dir(cgroup)?.flatten() {
+        if child.file_type()?.is_dir() {
+            remove_cgroup(&child.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 fn kill(pid: Option<String>) {
