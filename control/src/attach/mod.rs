@@ -42,8 +42,10 @@ use crate::{
     reconcile::{Cluster, Ended, PodView},
 };
 
-/// How long an attachment waits for the pod's object to come, and for its tables to be live.
+/// How long an attachment waits for the pod's object to come.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long it waits for the pod's tables to be live. A hundred pods that come at once wait for each other's ports.
+const LIVE_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a container is to be attached to.
 #[derive(Clone, Debug)]
@@ -147,7 +149,7 @@ pub enum AttachError {
     #[error(transparent)]
     Dataplane(#[from] PushError),
     /// The dataplane does not take the pod's tables in time.
-    #[error("the dataplane has not taken the tables of Pod {0} within {PATIENCE:?}")]
+    #[error("the dataplane has not taken the tables of Pod {0} within {LIVE_WITHIN:?}")]
     NotLive(Name),
     /// The process is going down.
     #[error(transparent)]
@@ -506,7 +508,7 @@ impl Attacher {
     async fn live(&self, pod: &Name, generation: u64) -> Result<(), AttachError> {
         let mut link = self.link.clone();
         let live = link.wait_for(|link| link.is_connected && link.generation >= generation);
-        match tokio::time::timeout(PATIENCE, live).await {
+        match tokio::time::timeout(LIVE_WITHIN, live).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Ended.into()),
             Err(_) => Err(AttachError::NotLive(pod.clone())),

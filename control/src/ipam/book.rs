@@ -105,7 +105,7 @@ impl<T: Clone> Book<T> {
         let mut addresses = Vec::new();
         for is_ipv4 in [true, false] {
             let of_family = || ranges.iter().filter(|range| range.addr().is_ipv4() == is_ipv4);
-            let Some(last_range) = of_family().last() else { continue };
+            let Some(last_range) = of_family().next_back() else { continue };
             // Its pod had it, or is said to have it: keeping it back is not about that.
             let preferred = preferred.iter().find(|address| {
                 !self.owners.contains_key(address) && of_family().any(|range| may_be_given(range, **address))

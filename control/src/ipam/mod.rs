@@ -131,7 +131,8 @@ impl<T: Clone + Serialize + DeserializeOwned + Send + 'static> Ipam<T> {
             durable::folder(folder)?;
             read(&path)
         };
-        let (leases, held) = read().map_err(|source| MemoryError { path: path.clone(), source })?;
+        let Content { leases, held, .. } =
+            read().map_err(|source| MemoryError { path: path.clone(), source })?;
         let inner = Inner { book: Book::new(leases, held, hold), changes: 0 };
         Ok(Self(Arc::new(Shared { path, inner: Mutex::new(inner), written: tokio::sync::Mutex::new(0) })))
     }
@@ -241,17 +242,19 @@ impl<T: Clone + Serialize + DeserializeOwned + Send + 'static> Ipam<T> {
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> io::Result<(Vec<Lease<T>>, BTreeMap<IpAddr, u64>)> {
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Content<T>> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Content { version: VERSION, leases: Vec::new(), held: BTreeMap::new() });
+        }
         Err(error) => return Err(error),
     };
     let content: Content<T> = serde_json::from_slice(&text)?;
     if content.version != VERSION {
         return Err(io::Error::other(format!("version {} is not {VERSION}", content.version)));
     }
-    Ok((content.leases, content.held))
+    Ok(content)
 }
 
 /// Milliseconds since 1970.

@@ -2,8 +2,8 @@
 //! static busybox.
 
 use std::{
-    fs::{self, File, Permissions},
-    os::unix::fs::{PermissionsExt, symlink},
+    fs::{self, File},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -21,6 +21,8 @@ use crate::{
 
 /// What pods are made of.
 pub const IMAGE: &str = "wirelane.test/pod:1";
+/// What every pod answers over HTTP.
+pub const SAID: &str = "a pod of the test";
 /// Where containerd keeps what is of kubelets.
 const NAMESPACE: &str = "k8s.io";
 
@@ -123,6 +125,11 @@ impl Containerd {
         ctr.args(args).output().unwrap()
     }
 
+    /// Where `runc` keeps what it knows of containers; elsewhere those of all tests would have one place.
+    pub fn runc_root(&self) -> String {
+        self.folder.join("runc").display().to_string()
+    }
+
     /// The end of what it has logged.
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(self.folder.join("containerd.log")).unwrap_or_default();
@@ -163,9 +170,24 @@ impl Drop for Containerd {
             _ = Command::new("umount").args(["--lazy", at]).status();
         }
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            _ = fs::remove_dir(controller.path().join(self.cgroup.trim_start_matches('/')));
+            let cgroup = controller.path().join(self.cgroup.trim_start_matches('/'));
+            // What was killed may take a moment to go.
+            _ = eventually("the pods' control groups to go", PATIENCE, || remove_cgroup(&cgroup));
         }
     }
+}
+
+/// Removes a control group and those in it; they hold no other folders, and files that nobody has to remove.
+fn remove_cgroup(cgroup: &Path) -> std::io::Result<()> {
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    for child in fs::read_dir(cgroup)?.flatten() {
+        if child.file_type()?.is_dir() {
+            remove_cgroup(&child.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 fn kill(pid: Option<String>) {
@@ -186,23 +208,27 @@ fn config(folder: &Path) -> String {
          [plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\nrestrict_oom_score_adj = true\n\
          disable_apparmor = true\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nRoot = {runc:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {bin:?}\nconf_dir = {conf:?}\n",
         root = path("root"),
         state = path("state"),
         socket = path("containerd.sock"),
         opt = path("runtime"),
+        runc = path("runc"),
         bin = path("opt/cni/bin"),
         conf = path("etc/cni/net.d"),
     )
 }
 
-/// Writes an archive of an image (OCI image layout) whose pods serve their own name over HTTP.
+/// Writes an archive of an image (OCI image layout) whose pods answer over HTTP.
 fn write_image(folder: &Path) -> PathBuf {
     let (image, root) = (folder.join("image"), folder.join("image-root"));
     fs::create_dir_all(root.join("bin")).unwrap();
-    fs::create_dir_all(root.join("www/cgi-bin")).unwrap();
+    fs::create_dir_all(root.join("www")).unwrap();
+    fs::write(root.join("www/index.html"), SAID).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("tools/setup.sh installs busybox-static");
-    for applet in ["sh", "hostname", "httpd", "nc", "sleep"] {
+    for applet in ["sh", "httpd", "nc", "sleep"] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     let archive = |of: &Path, into: &Path| {
@@ -211,10 +237,6 @@ fn write_image(folder: &Path) -> PathBuf {
     };
     let layer = folder.join("layer.tar");
     archive(&root, &layer);
-    // A program, not a file: the root file system of a pod is for reading only.
-    let program = root.join("www/cgi-bin/name");
-    fs::write(&program, "#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'; hostname\n").unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     let serve = format!("exec httpd -f -p {SERVED} -h /www");
     let layer = blob(&image, "layer.v1.tar", &fs::read(layer).unwrap());
     let config = json!({

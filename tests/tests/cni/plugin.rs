@@ -29,7 +29,7 @@ fn a_container_comes_and_goes_in_every_version() {
         let link = netns.ip("link show eth0").unwrap();
         assert!(link.contains(container["mac"].as_str().unwrap()), "{link}");
         let addresses = added.addresses();
-        assert_eq!(addresses.iter().map(|address| address.is_ipv4()).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(addresses.iter().map(std::net::IpAddr::is_ipv4).collect::<Vec<_>>(), [true, false]);
         for ip in result["ips"].as_array().unwrap() {
             assert_eq!(ip["interface"], 1);
             assert_eq!(ip.get("version").is_some(), version < "1.0.0");

@@ -20,7 +20,7 @@ use wirelane::lab::{eventually, plan};
 use wirelane_tests::privileged;
 
 use crate::{
-    containerd::{Containerd, IMAGE},
+    containerd::{Containerd, IMAGE, SAID},
     node::{Node, PATIENCE, SERVED, pod_manifest},
 };
 
@@ -59,9 +59,8 @@ impl Pod {
 }
 
 fn fetch(curl: &mut Command, server: SocketAddr) -> Option<String> {
-    let output = curl
-        .args(["--silent", "--globoff", "--max-time", "2", &format!("http://{server}/cgi-bin/name")])
-        .output();
+    let output =
+        curl.args(["--silent", "--globoff", "--max-time", "2", &format!("http://{server}/")]).output();
     let output = output.unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
 }
@@ -101,7 +100,7 @@ fn pods_reach_services_obey_policies_and_have_host_ports() {
     let services = ["10.96.0.80:80", "[fd00:96::80]:80"].map(|server| server.parse().unwrap());
     for server in services {
         eventually("the Service to lead to its pod", PATIENCE, || match friend.fetch(server) {
-            Some(name) if name == "web" => Ok(()),
+            Some(said) if said == SAID => Ok(()),
             other => Err(format!("{server}: {other:?}")),
         })
         .unwrap();
@@ -109,7 +108,7 @@ fn pods_reach_services_obey_policies_and_have_host_ports() {
     }
     for address in &web.addresses {
         let server = SocketAddr::new(*address, SERVED);
-        assert_eq!((friend.fetch(server).as_deref(), stranger.fetch(server)), (Some("web"), None));
+        assert_eq!((friend.fetch(server).as_deref(), stranger.fetch(server)), (Some(SAID), None));
     }
     // From outside by its host port: the policy is about that, too.
     let outside = SocketAddr::new(node.wirelane.plan().addresses()[0], 8088);
@@ -121,7 +120,7 @@ fn pods_reach_services_obey_policies_and_have_host_ports() {
     );
     node.apply("anybody.yaml", &anybody.replace("name: closed", "name: anybody"));
     eventually("an answer from the host port", PATIENCE, || match from_outside() {
-        Some(name) if name == "web" => Ok(()),
+        Some(said) if said == SAID => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .unwrap();
@@ -147,14 +146,13 @@ fn a_container_of_ctr_is_nobodys_pod() {
     let containerd = Containerd::start(&node);
     let web = containerd.runtime.block_on(Pod::start(&containerd, "web", 0, None));
     // It is attached once it runs: nobody waits for that.
-    let ask = format!(
-        "printf 'GET /cgi-bin/name HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} {SERVED} && exit",
-        web.addresses[0]
-    );
+    let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 {} {SERVED} && exit", web.addresses[0]);
     let script = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {ask}; sleep 1; done");
     let command = [IMAGE, "alone", "/bin/sh", "-c", &script];
-    let ran = containerd.ctr(&[&["run", "--rm", "--cni", "--cgroup", ""], &command[..]].concat());
-    assert_eq!(String::from_utf8_lossy(&ran.stdout).lines().last(), Some("web"), "{ran:?}");
+    let root = containerd.runc_root();
+    let run = ["run", "--rm", "--cni", "--cgroup", "", "--runc-root", &root];
+    let ran = containerd.ctr(&[&run[..], &command[..]].concat());
+    assert_eq!(String::from_utf8_lossy(&ran.stdout).lines().last(), Some(SAID), "{ran:?}");
     assert_eq!(node.ports(), ["test/web"]);
     assert_eq!(node.links().len(), 1);
 }
@@ -177,7 +175,7 @@ fn many_pods_at_once_leave_nothing_behind_and_policy_is_there_before_them() {
     let (count, rounds) = numbers();
     let names: Vec<String> = (0..count).map(|i| format!("p{i}")).collect();
     // Every tenth has an open door, or it would not be seen that anybody knocks.
-    let door = |i: usize| if i % 10 == 0 { ", door: open" } else { ", door: closed" };
+    let door = |i: usize| if i.is_multiple_of(10) { ", door: open" } else { ", door: closed" };
     let manifests: String = names.iter().enumerate().map(|(i, name)| pod_manifest(name, door(i))).collect();
     let manifests = manifests + &pod_manifest("knocker", "") + POLICY;
     let mut node = Node::configured(&manifests, "address_hold_seconds = 1\n");
@@ -202,7 +200,7 @@ fn many_pods_at_once_leave_nothing_behind_and_policy_is_there_before_them() {
         // Each is knocked at once at least.
         thread::sleep(std::time::Duration::from_millis(200));
         for (i, pod) in pods.iter().enumerate() {
-            *knocks.entry(i % 10 == 0).or_default() += pod.unexpected();
+            *knocks.entry(i.is_multiple_of(10)).or_default() += pod.unexpected();
         }
         containerd.runtime.block_on(async {
             let remove = pods.iter().map(|pod| containerd.cri.remove(&pod.id));
