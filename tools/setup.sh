@@ -30,6 +30,8 @@ iperf3           bulk TCP traffic of the demo, datagrams of 64 kB in the tests
 iputils-ping     ping, in the tests of Services
 traceroute       traceroute, likewise
 procps           ps, pgrep and sysctl
+containerd       starts the pods of the tests of the CNI plugin
+busybox-static   what these pods are made of
 xz-utils         xz unpacks the published verdicts that a test compares with
 LIST
 }

@@ -360,6 +360,7 @@ fn ports(shape: Shape, topology: Topology) -> Vec<(PortId, PortConfig)> {
         peer_mac: [0; 6],
         mtu,
         addresses: Vec::new(),
+        limits: None,
     };
     let mut ports = vec![
         (UPLINK_PORT, port(PortKind::Uplink, "uplink", NODE_MAC, 1500)),

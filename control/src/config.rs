@@ -1,4 +1,4 @@
-//! The configuration file: TOML, every key with a default but the node's name.
+//! The configuration file: TOML, every key with a default.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,7 +20,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The node that this process serves: the name of its Node object.
+    /// The node that this process serves: the name of its Node object. Empty: the command line names it.
+    #[serde(default)]
     pub node: String,
     /// Directory of the Kubernetes manifests; always there where there is no API server to ask.
     #[serde(default)]
@@ -70,9 +71,12 @@ pub struct Config {
     /// The node that chooses from the pools, where there are several.
     #[serde(default)]
     pub allocator: Option<String>,
-    /// Where what was chosen is remembered.
+    /// Where what was chosen is remembered, and what is attached.
     #[serde(default = "defaults::state_folder")]
     pub state_folder: PathBuf,
+    /// How long a pod's address is kept back when its pod is gone, in seconds.
+    #[serde(default = "defaults::address_hold_seconds")]
+    pub address_hold_seconds: u32,
     /// Where `/healthz` and `/livez` are served; empty: nowhere.
     #[serde(default = "defaults::healthz")]
     pub healthz: Vec<SocketAddr>,
@@ -170,6 +174,12 @@ mod defaults {
         "/var/lib/wirelane".into()
     }
 
+    /// As amazon-vpc-cni-k8s: long enough for other nodes to hear that its pod is gone, and a /24 still has 250 pods to give in
+    /// that time.
+    pub(super) const fn address_hold_seconds() -> u32 {
+        30
+    }
+
     /// kube-proxy's port, on every address of both families.
     pub(super) fn healthz() -> Vec<SocketAddr> {
         vec![(Ipv6Addr::UNSPECIFIED, 10_256).into()]
@@ -227,7 +237,11 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Reads what is in the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         let mut config: Self = match toml::from_str(text) {
             Ok(config) => config,
@@ -235,7 +249,6 @@ impl Config {
         };
         // IPv6 needs links of 1280 bytes (RFC 8200, section 5), inside the tunnel, too.
         for (is_wrong, key, reason) in [
-            (config.node.is_empty(), "node", "is empty"),
             (
                 config.manifests.is_some() && config.kubernetes.is_some(),
                 "manifests",
@@ -312,7 +325,7 @@ mod tests {
         assert_eq!((config.manifests, config.kubernetes), (Some(defaults::manifests()), None));
         let config = parse("node = \"node1\"\n[kubernetes]").unwrap();
         assert_eq!((config.manifests, config.kubernetes), (None, Some(Access { kubeconfig: None })));
-        assert!(parse("").unwrap_err().contains("missing field `node`"));
+        assert_eq!(parse("").unwrap().node, "", "the command line names it");
     }
 
     #[test]

@@ -10,16 +10,20 @@
 //! | [`push`] | the difference to the dataplane, one transaction after another |
 //!
 //! [`reconcile`] is the loop over the first three, with [`pools`], which gives load balancers their addresses. Beside them,
-//! [`attach`] makes the links of pods, [`rpc`] answers on the control socket, [`health`] answers load balancers, [`config`]
-//! reads the configuration, and [`problem`] holds what any of them had to refuse. Where there is an [`api`] server, [`publish`]
-//! writes back to it.
+//! [`attach`] makes the links of pods for [`cni`] and others, with addresses from [`ipam`], [`rpc`] answers on the control socket,
+//! [`health`] answers load balancers, [`config`] reads the configuration, and [`problem`] holds what any of them had to refuse.
+//! Where there is an [`api`] server, [`publish`] writes back to it.
 
 pub mod api;
 pub mod attach;
+pub mod cleanup;
+pub mod cni;
 pub mod compile;
 pub mod config;
+mod durable;
 mod hash;
 pub mod health;
+pub mod ipam;
 pub mod model;
 pub mod pools;
 pub mod problem;

@@ -1,6 +1,6 @@
 //! `wirelane-control`: reads its configuration, puts the parts together, and runs until it is told to stop.
 
-use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
+use std::{io::IsTerminal, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
@@ -12,8 +12,10 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 use wirelane_control::{
     attach::Attacher,
+    cleanup,
     config::Config,
     health::Health,
+    ipam::Ipam,
     pools::{NoStatus, Pools, StatusWriter},
     problem::Problems,
     publish::{Publisher, Statuses},
@@ -34,9 +36,15 @@ struct Arguments {
     /// The configuration file (TOML).
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// The node that this process serves, in the place of the configuration's `node`.
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// Where the daemons' sockets are.
     #[arg(long, value_name = "DIR", default_value = "/run/wirelane")]
     runtime_dir: PathBuf,
+    /// Take away what a control process has left on its node: pods' links, and what it remembers. Then end.
+    #[arg(long)]
+    cleanup: bool,
 }
 
 #[tokio::main]
@@ -54,8 +62,14 @@ async fn main() -> anyhow::Result<()> {
     run(&arguments).await
 }
 
-async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()> {
-    let config = Config::load(config)?;
+async fn run(
+    Arguments { config: file, node, runtime_dir, cleanup: is_cleanup }: &Arguments,
+) -> anyhow::Result<()> {
+    let mut config = Config::load(file)?;
+    if let Some(node) = node {
+        config.node.clone_from(node);
+    }
+    anyhow::ensure!(!config.node.is_empty(), "{}: node is missing, and --node is not given", file.display());
     let mut folder = std::fs::DirBuilder::new();
     folder
         .recursive(true)
@@ -66,6 +80,11 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     let socket = runtime_dir.join("control.sock");
     // First of all: two control processes must not push to one dataplane.
     let socket = ControlSocket::bind(&socket).with_context(|| socket.display().to_string())?;
+    if *is_cleanup {
+        let links = cleanup::cleanup(&config.state_folder).await?;
+        tracing::info!(links, "cleaned up");
+        return Ok(());
+    }
     // Before anything can fail for it: a signal that comes early ends the process as one that comes late.
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
@@ -85,6 +104,8 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
         })
         .transpose()
         .context("addresses given to load balancers")?;
+    let hold = Duration::from_secs(config.address_hold_seconds.into());
+    let leases = Ipam::open(&config.state_folder, hold).context("pods that are attached")?;
     let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
     let (source, publisher): (Box<dyn Source>, _) = match kube {
@@ -108,7 +129,7 @@ async fn run(Arguments { config, runtime_dir }: &Arguments) -> anyhow::Result<()
     };
     let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
     let attacher =
-        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone());
+        Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone(), leases);
 
     let service = ControlService {
         node: config.node,

@@ -7,14 +7,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     compile::{Compiler, HealthCheck, Settings},
-    model::{Key, Kind, Name},
+    model::{Key, Kind, Name, Uid},
     pools::Pools,
     problem::{Problems, Stage},
     proposal::Shadow,
     publish::speaker,
     push::Desired,
     source::{Batch, Event},
-    state::{State, Touched},
+    state::{Local, State, Touched},
 };
 
 /// What there is to know of the state from outside.
@@ -38,6 +38,8 @@ pub struct Checks {
 /// A pod, as far as its attachment is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodView {
+    /// What its kubelet tells it by from others of its name.
+    pub uid: Option<Uid>,
     /// The addresses that its status names.
     pub addresses: Vec<IpAddr>,
     /// The node that it is on; empty if on none yet.
@@ -56,7 +58,7 @@ pub struct Cluster {
 
 enum Command {
     Pod(Name, oneshot::Sender<Option<PodView>>),
-    Attach(Vec<(Name, Vec<IpAddr>)>, oneshot::Sender<u64>),
+    Attach(Vec<(Name, Option<Local>)>, oneshot::Sender<u64>),
     Shadow(oneshot::Sender<Option<Box<Shadow>>>),
     Speaks(Vec<Key>, oneshot::Sender<Vec<bool>>),
 }
@@ -87,12 +89,11 @@ impl Cluster {
         answer.await.map_err(|_| Ended)
     }
 
-    /// Gives pods addresses for as long as their own status names none; an empty list takes them back. Returns the change
-    /// of what is desired that they are in.
+    /// Pods are attached to this node; `None`: they no longer are. Returns the change of what is desired that they are in.
     ///
     /// # Errors
     /// When the loop has ended.
-    pub async fn attach(&self, pods: Vec<(Name, Vec<IpAddr>)>) -> Result<u64, Ended> {
+    pub async fn attach(&self, pods: Vec<(Name, Option<Local>)>) -> Result<u64, Ended> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Attach(pods, reply)).await.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
@@ -196,6 +197,7 @@ impl Reconciler {
         match command {
             Command::Pod(name, reply) => {
                 let pod = self.state.pod(&name).map(|stored| PodView {
+                    uid: stored.object.uid,
                     addresses: stored.object.addresses.clone(),
                     node: stored.object.node.clone(),
                     is_networked: stored.object.is_networked,
@@ -203,8 +205,8 @@ impl Reconciler {
                 _ = reply.send(pod);
             }
             Command::Attach(pods, reply) => {
-                for (pod, addresses) in pods {
-                    self.state.attach(&pod, addresses, &mut self.touched);
+                for (pod, local) in pods {
+                    self.state.attach(&pod, local, &mut self.touched);
                 }
                 _ = reply.send(self.compile());
             }

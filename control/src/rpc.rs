@@ -16,8 +16,13 @@ use wirelane_proto::v1::{
 };
 
 use crate::{
-    attach::{self, AttachError, Attacher, LinkError, parse_address, parse_pod},
+    attach::{
+        self, Addresses, AttachError, Attacher, Bandwidth, LinkError, PodKind, owner_of_pod, parse_address,
+        parse_pod,
+    },
+    cni::{self, parse::interface_name},
     compile::address_bytes,
+    ipam::LeaseError,
     problem::Problems,
     proposal::Proposal,
     push::{self, Link},
@@ -123,10 +128,8 @@ impl Control for ControlService {
     ) -> Result<Response<v1::AttachPodResponse>, Status> {
         let request = parse_attach(request.into_inner())?;
         let pod = request.pod.clone();
-        // A task of its own: a caller that gives up must not leave half a link.
-        let attacher = self.attacher.clone();
-        let attached = tokio::spawn(async move { attacher.attach(request).await }).await;
-        let attached = attached.map_err(|error| Status::internal(error.to_string()))?.map_err(status)?;
+        let attach = move |attacher: Attacher| async move { attacher.attach(request).await.map_err(status) };
+        let attached = self.apart(attach).await?.into_inner();
         tracing::info!(%pod, interface = attached.host_interface, "pod attached");
         Ok(Response::new(v1::AttachPodResponse {
             host_interface: attached.host_interface,
@@ -140,12 +143,50 @@ impl Control for ControlService {
         request: Request<v1::DetachPodRequest>,
     ) -> Result<Response<v1::DetachPodResponse>, Status> {
         let pod = parse_pod(&request.into_inner().pod).ok_or_else(invalid_pod)?;
-        let attacher = self.attacher.clone();
         let name = pod.clone();
-        let detached = tokio::spawn(async move { attacher.detach(&name).await }).await;
-        detached.map_err(|error| Status::internal(error.to_string()))?.map_err(status)?;
+        let detach =
+            move |attacher: Attacher| async move { attacher.detach_pod(&name).await.map_err(status) };
+        self.apart(detach).await?;
         tracing::info!(%pod, "pod detached");
         Ok(Response::new(v1::DetachPodResponse {}))
+    }
+
+    async fn cni_add(
+        &self,
+        request: Request<v1::CniAddRequest>,
+    ) -> Result<Response<v1::CniAddResponse>, Status> {
+        let request = request.into_inner();
+        self.apart(|attacher| async move { cni::add(&attacher, request).await }).await
+    }
+
+    async fn cni_del(
+        &self,
+        request: Request<v1::CniDelRequest>,
+    ) -> Result<Response<v1::CniDelResponse>, Status> {
+        let request = request.into_inner();
+        self.apart(|attacher| async move { cni::del(&attacher, request).await }).await
+    }
+
+    async fn cni_check(
+        &self,
+        request: Request<v1::CniCheckRequest>,
+    ) -> Result<Response<v1::CniCheckResponse>, Status> {
+        Ok(Response::new(cni::check(&self.attacher, request.into_inner()).await?))
+    }
+
+    async fn cni_gc(
+        &self,
+        request: Request<v1::CniGcRequest>,
+    ) -> Result<Response<v1::CniGcResponse>, Status> {
+        let request = request.into_inner();
+        self.apart(|attacher| async move { cni::gc(&attacher, request).await }).await
+    }
+
+    async fn cni_status(
+        &self,
+        _: Request<v1::CniStatusRequest>,
+    ) -> Result<Response<v1::CniStatusResponse>, Status> {
+        Ok(Response::new(cni::readiness(&self.attacher).await))
     }
 
     async fn control_status(
@@ -201,17 +242,20 @@ fn told(Standing { is_connected, since, reason, relist }: &Standing) -> v1::Sour
     }
 }
 
+impl ControlService {
+    /// Works in a task of its own: a caller that gives up must not leave half a link.
+    async fn apart<T: Send + 'static, F: Future<Output = Result<T, Status>> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Attacher) -> F,
+    ) -> Result<Response<T>, Status> {
+        let done = tokio::spawn(work(self.attacher.clone())).await;
+        done.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+    }
+}
+
 fn parse_attach(request: v1::AttachPodRequest) -> Result<attach::Request, Status> {
     let interface = if request.interface.is_empty() { "eth0".to_owned() } else { request.interface };
-    let is_name = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
-    if interface.len() >= libc::IFNAMSIZ
-        || !interface.chars().all(is_name)
-        || matches!(&*interface, "." | "..")
-    {
-        return Err(Status::invalid_argument(format!(
-            "interface: \"{interface}\" is no name of an interface"
-        )));
-    }
+    interface_name("interface", &interface)?;
     if request.netns.is_empty() {
         return Err(Status::invalid_argument("netns: is missing"));
     }
@@ -223,7 +267,17 @@ fn parse_attach(request: v1::AttachPodRequest) -> Result<attach::Request, Status
         return Err(Status::invalid_argument("addresses: more than one of the same IP family"));
     }
     let pod = parse_pod(&request.pod).ok_or_else(invalid_pod)?;
-    Ok(attach::Request { pod, netns: request.netns.into(), interface, addresses })
+    Ok(attach::Request {
+        owner: owner_of_pod(&pod, &interface),
+        network: String::new(),
+        pod,
+        kind: PodKind::OfSource(None),
+        netns: request.netns.into(),
+        addresses: Addresses::These(addresses),
+        bandwidth: Bandwidth::default(),
+        host_ports: Vec::new(),
+        is_new: true,
+    })
 }
 
 fn invalid_pod() -> Status {
@@ -237,12 +291,16 @@ fn status(error: AttachError) -> Status {
         AttachError::NotNetworked(_)
         | AttachError::OnOtherNode(..)
         | AttachError::NoAddress(_)
+        | AttachError::Lease(LeaseError::NoRange)
         | AttachError::UnknownNode => Status::failed_precondition(message),
         AttachError::OtherAddresses(_) | AttachError::Netns { .. } => Status::invalid_argument(message),
-        AttachError::Link(LinkError::Taken { .. } | LinkError::TakenInPod(_)) => {
-            Status::already_exists(message)
+        AttachError::Link(LinkError::Taken { .. } | LinkError::TakenInPod(_))
+        | AttachError::Lease(LeaseError::Taken { .. })
+        | AttachError::SecondInterface(..) => Status::already_exists(message),
+        AttachError::Lease(LeaseError::Exhausted { .. }) => Status::resource_exhausted(message),
+        AttachError::Link(LinkError::Kernel { .. }) | AttachError::Lease(LeaseError::File { .. }) => {
+            Status::internal(message)
         }
-        AttachError::Link(LinkError::Kernel { .. }) => Status::internal(message),
         AttachError::Busy(_) => Status::aborted(message),
         AttachError::Dataplane(_) | AttachError::NotLive(_) | AttachError::Ended(_) => {
             Status::unavailable(message)

@@ -58,7 +58,8 @@ impl Node {
         let manifests = folder.path().join("manifests");
         std::fs::create_dir(&manifests).unwrap();
         std::fs::write(manifests.join("cluster.yaml"), MANIFESTS).unwrap();
-        let config = format!("node = \"node1\"\nmanifests = {manifests:?}\n");
+        let state = folder.path().join("state");
+        let config = format!("node = \"node1\"\nmanifests = {manifests:?}\nstate_folder = {state:?}\n");
         std::fs::write(folder.path().join("control.toml"), config).unwrap();
 
         let tables = Arc::new(Mutex::new(Tables { workers: 3, ..Tables::default() }));

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::{collection, prelude::*};
 use wirelane_control::{
     compile::{Compiler, HealthCheck, Ref, Settings, compile_all},
-    model::{Condition, Key, Name, Object},
+    model::{Condition, Created, HostIp, HostPort, Key, Name, Object, Pod, Protocol},
     source::manifest::{self, Format, Reading},
-    state::{State, Touched},
+    state::{Local, State, Touched},
 };
 use wirelane_proto::v1;
 
@@ -291,6 +291,37 @@ fn chosen(state: &State, objects: &BTreeMap<Ref, v1::Object>) -> BTreeMap<String
     chosen.collect()
 }
 
+/// What a node may know of a pod: that of an even address has a host port, and every third is nobody's else.
+fn local(name: &Name, ip: u8) -> Local {
+    let host_port = HostPort {
+        field: "portMappings[0]".into(),
+        name: String::new(),
+        protocol: Protocol::Tcp,
+        host: HostIp::Any,
+        host_port: 8000 + u16::from(ip),
+        port: 80,
+    };
+    let pod = Pod {
+        name: name.clone(),
+        created: Created::UNKNOWN,
+        uid: None,
+        labels: BTreeMap::new(),
+        addresses: Vec::new(),
+        node: "n0".into(),
+        is_networked: true,
+        named_ports: BTreeMap::new(),
+        host_ports: Vec::new(),
+        weight: None,
+        weight_fault: None,
+    };
+    Local {
+        node: "n0".into(),
+        addresses: vec![[10, 0, 0, ip].into()],
+        host_ports: if ip % 2 == 0 { vec![host_port] } else { Vec::new() },
+        pod: (ip % 3 == 0).then(|| pod.into()),
+    }
+}
+
 proptest! {
     #[test]
     fn step_by_step_is_as_at_once(steps in collection::vec(step(), 1..60)) {
@@ -305,8 +336,7 @@ proptest! {
                 Step::Upsert(object) => state.upsert(object, "a".into(), &mut touched),
                 Step::Delete(key) => state.delete(&key, &mut touched),
                 Step::Attach(key, ip) => {
-                    let addresses = if ip == 0 { Vec::new() } else { vec![[10, 0, 0, ip].into()] };
-                    state.attach(&key.name, addresses, &mut touched);
+                    state.attach(&key.name, (ip > 0).then(|| local(&key.name, ip)), &mut touched);
                 }
                 Step::Assign(key, ip) => {
                     let addresses = if ip == 0 { Vec::new() } else { vec![[192, 0, 2, ip].into()] };

@@ -163,6 +163,12 @@ impl Meta {
         self.flags & flag != 0
     }
 
+    /// Whether it is more than a link's own business: ARP, neighbour discovery.
+    #[inline(always)]
+    pub fn is_carried(&self) -> bool {
+        self.flags & (flags::NON_IP | flags::ND) == 0
+    }
+
     /// Whether the other says the same, these flags apart.
     pub fn is_same_but_for(&self, other: &Meta, flags: u16) -> bool {
         Meta { flags: self.flags | flags, ..*self } == Meta { flags: other.flags | flags, ..*other }

@@ -27,11 +27,14 @@ pub struct Arguments {
     pub cleanup: bool,
 }
 
+/// The uplink is to be found.
+pub const AUTO: &str = "auto";
+
 /// What `wirelane-dataplane` is told.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The interface that the node's traffic comes in by.
+    /// The interface that the node's traffic comes in by; [`AUTO`]: that of the default route.
     pub uplink: String,
     /// Worker threads, each with a core: as many as the uplink has queues.
     #[serde(default = "defaults::workers")]
@@ -128,7 +131,11 @@ impl Config {
         Config::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+    /// Reads what is in the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
         let config: Config = toml::from_str(text)
             .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
         const NAME: &str = "is no name of an interface";

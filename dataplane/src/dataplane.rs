@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use ipnet::IpNet;
 
 use crate::batch::PortId;
+use crate::clock::Now;
 use crate::endings;
 use crate::engine::Shared;
 use crate::housekeeper::Bell;
@@ -19,6 +20,8 @@ use crate::kernel::host_link::HostRoutes;
 use crate::latency::Latencies;
 use crate::persist::{Saved, Saver};
 use crate::ports::{PortError, Ports, chain};
+pub use crate::tables::bandwidth::Bandwidth;
+use crate::tables::bandwidth::Limits;
 use crate::tables::build::{Builder, Dangling, Gone, Left, PortConfig, UplinkRoutes};
 use crate::tables::objects::{Object, ObjectKey};
 use crate::tables::{FIRST_POD_PORT, MAX_PORTS, Node, PortKind, Steering};
@@ -83,6 +86,8 @@ pub struct Attachment {
     pub mac: Mac,
     /// The pod's addresses, at most one of each family: the only ones that it may send from.
     pub addresses: Vec<Addr>,
+    /// How much it may receive and send.
+    pub bandwidth: Bandwidth,
 }
 
 /// Why a pod is not attached.
@@ -259,20 +264,26 @@ impl<P: Ports> Dataplane<P> {
         Ok(live)
     }
 
-    /// Opens a pod's port. Does nothing if it is open just like that; if it is open otherwise, or on an interface
-    /// that is gone, it is closed first.
+    /// Opens a pod's port. Does nothing if it is open just like that; with another bandwidth it stays open, and has that from
+    /// then on. If it is open otherwise, or on an interface that is gone, it is closed first.
     ///
     /// # Errors
     /// When the interface or an address is somebody else's, or the interface cannot be opened.
     pub fn attach(&self, attachment: Attachment) -> Result<PortId, AttachError> {
         let _attaching = self.attaching.lock().expect("nobody panics while attaching");
         let (before, id) = {
-            let state = self.state();
+            let mut state = self.state();
             state.check(&attachment)?;
             let before = state.port_of(&attachment.pod);
-            let is_same = before.is_some_and(|id| state.attachment(id).as_ref() == Some(&attachment));
+            let is_same = before.is_some_and(|id| {
+                let as_it_is = state.attachment(id);
+                as_it_is == Some(Attachment { bandwidth: state.bandwidth(id), ..attachment.clone() })
+            });
             match before {
-                Some(id) if is_same && self.ports.is_there(id) => return Ok(id),
+                Some(id) if is_same && self.ports.is_there(id) => {
+                    self.limit(&mut state, id, attachment.bandwidth);
+                    return Ok(id);
+                }
                 // It gets the number of the one before it.
                 Some(id) => (before, id),
                 None => (None, state.free_port().ok_or(AttachError::Full)?),
@@ -409,12 +420,28 @@ impl<P: Ports> Dataplane<P> {
                 peer_mac: attachment.mac,
                 mtu: opened.mtu,
                 addresses: attachment.addresses.clone(),
+                limits: self.limits(attachment.bandwidth),
             }),
         );
         let Attachment { pod, interface, .. } = attachment;
         state.open.insert(id, OpenPort { interface: interface.clone(), before: self.traffic(id) });
         tracing::info!(pod, interface, port = id, mode = self.ports.mode(id), "port opened");
         Ok(())
+    }
+
+    /// Has an open port have this bandwidth.
+    fn limit(&self, state: &mut State, id: PortId, bandwidth: Bandwidth) {
+        let Some(config) = state.builder.port(id).cloned() else { return };
+        if state.bandwidth(id) != bandwidth {
+            state.builder.set_port(id, Some(PortConfig { limits: self.limits(bandwidth), ..config }));
+            self.publish(state);
+            state.save_attachments();
+        }
+    }
+
+    /// Full buckets.
+    fn limits(&self, bandwidth: Bandwidth) -> Option<Arc<Limits>> {
+        Limits::new(bandwidth, self.shared.stats.len(), Now::read())
     }
 
     /// Has the tables forget a port, and then closes its sockets.
@@ -496,7 +523,14 @@ impl State {
             pod: config.name.clone(),
             mac: config.peer_mac,
             addresses: config.addresses.clone(),
+            bandwidth: self.bandwidth(id),
         })
+    }
+
+    /// How much the pod behind a port may receive and send.
+    pub fn bandwidth(&self, id: PortId) -> Bandwidth {
+        let limits = self.builder.port(id).and_then(|config| config.limits.as_ref());
+        limits.map(|limits| limits.bandwidth()).unwrap_or_default()
     }
 
     fn pods(&self) -> impl Iterator<Item = (PortId, &PortConfig)> {
@@ -527,7 +561,7 @@ impl State {
         self.saver.attachments(self.pods().filter_map(|(id, _)| self.attachment(id)).collect());
     }
 
-    /// What the node's own kernel is to send here: what is for pods, anywhere, and for Services.
+    /// What the node's own kernel is to send here: what is for pods, anywhere, and for Services, also at its own addresses.
     fn host_routes(&self, steering: &Steering) -> HostRoutes {
         let mut routes = HostRoutes::default();
         // Services' external addresses among them: the node's own processes reach those here, too.
@@ -545,6 +579,8 @@ impl State {
         }
         if let Some(Object::LocalNode(node)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref) {
             routes.gateways.extend(node.gateways().map(std::net::IpAddr::from));
+            routes.own.addresses.extend(steering.node_addresses.iter().copied().map(std::net::IpAddr::from));
+            routes.own.ports.extend(steering.node_ports.iter().map(|(port, protocol)| (*protocol, *port)));
         }
         routes
     }

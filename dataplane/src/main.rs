@@ -8,7 +8,7 @@ use std::io::IsTerminal;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -16,24 +16,28 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 use wirelane_dataplane::clock::Now;
-use wirelane_dataplane::config::{Arguments, Config};
+use wirelane_dataplane::config::{AUTO, Arguments, Config};
 use wirelane_dataplane::dataplane::Dataplane;
 use wirelane_dataplane::engine::Shared;
 use wirelane_dataplane::housekeeper::Housekeeper;
 use wirelane_dataplane::kernel::neighbours::Follower;
+use wirelane_dataplane::kernel::{Netlink, links};
 use wirelane_dataplane::persist;
 use wirelane_dataplane::ports::af_xdp::{self, AfXdpPorts, Node};
 use wirelane_dataplane::rpc::RpcSocket;
 use wirelane_dataplane::tables::affinity::Affinity;
 use wirelane_dataplane::tables::flows::line::Family;
-use wirelane_dataplane::tables::flows::{Adopted, FileSystem, FlowTable, Found, Place};
+use wirelane_dataplane::tables::flows::{Adopted, FileSystem, FlowTable, Found, OpenError, Place};
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(ansi).with_env_filter(filter).init();
-    let config = Config::load(&arguments.config)?;
+    let mut config = Config::load(&arguments.config)?;
+    if config.uplink == AUTO {
+        config.uplink = uplink_of_default_route()?;
+    }
     if arguments.cleanup {
         return cleanup(&config, &arguments.runtime_dir);
     }
@@ -41,12 +45,20 @@ fn main() -> anyhow::Result<()> {
     run(&config, &arguments.runtime_dir)
 }
 
+/// The interface that this node's traffic comes in by, where the configuration leaves it open.
+fn uplink_of_default_route() -> anyhow::Result<String> {
+    let found = links::of_default_route(&Netlink::connect()?)?;
+    found.context("uplink is \"auto\", and there is no default route: name the interface")
+}
+
 /// In this order, which matters:
 fn run(config: &Config, runtime_dir: &Path) -> anyhow::Result<()> {
     // The socket is the lock: two dataplanes must not have the same interfaces.
     make_runtime_dir(runtime_dir).with_context(|| runtime_dir.display().to_string())?;
     let socket = runtime_dir.join(SOCKET);
-    let socket = RpcSocket::bind(&socket).with_context(|| socket.display().to_string())?;
+    let is_answered = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+    let socket = after_the_other(|| RpcSocket::bind(&socket), is_answered)
+        .with_context(|| socket.display().to_string())?;
 
     // Memory and sockets. What an earlier run has left goes on holding our traffic back, or passing it.
     let Node { ports, fixed, uplink } = AfXdpPorts::open_node(config)?;
@@ -128,7 +140,8 @@ fn open_flows<F: Family>(
 ) -> anyhow::Result<FlowTable<F>> {
     let path = folder.join(file);
     let now = Now::read().tick;
-    let (table, found) = FlowTable::open(&path, config.flows, random_seed(), config.flow_rules(), now)?;
+    let open = || FlowTable::open(&path, config.flows, random_seed(), config.flow_rules(), now);
+    let (table, found) = after_the_other(open, OpenError::is_locked)?;
     let place = table.place();
     match found {
         Found::Nothing => tracing::info!(family, %place, "no flows from before"),
@@ -150,11 +163,36 @@ fn open_flows<F: Family>(
 
 /// The clients' backends that an earlier run has left, or none.
 fn open_affinity(folder: &Path) -> anyhow::Result<Affinity> {
-    let (affinity, found) = Affinity::open(&folder.join(AFFINITY), random_seed())?;
+    let open = || Affinity::open(&folder.join(AFFINITY), random_seed());
+    let (affinity, found) = after_the_other(open, OpenError::is_locked)?;
     if let Found::Other(mismatch) = found {
         tracing::error!(%mismatch, "clients' backends from before are lost: their file does not fit");
     }
     Ok(affinity)
+}
+
+/// How long the dataplane before this one may take to be quite gone. One that is killed lets go of its socket, its
+/// interfaces and its files one after the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tries again while another dataplane has what this one needs, which is about to end, or is not.
+fn after_the_other<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    is_in_use: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut is_said = false;
+    loop {
+        match attempt() {
+            Err(error) if is_in_use(&error) && Instant::now() < deadline => {
+                if !std::mem::replace(&mut is_said, true) {
+                    tracing::info!("another dataplane is there: waiting for its end");
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Nobody outside can know it, nor aim at a bucket.

@@ -64,6 +64,14 @@ pub struct Context<'a> {
     pub now: Now,
 }
 
+impl Context<'_> {
+    /// The worker's number.
+    #[inline(always)]
+    pub fn worker(&self) -> usize {
+        self.retired[0].worker()
+    }
+}
+
 /// What one worker carries from batch to batch for itself.
 #[derive(Debug)]
 pub struct Local {

@@ -9,7 +9,7 @@ use crate::clock::Now;
 use crate::engine::{Engine, Shared, Sizes};
 use crate::io::frame::{Frame, FramePool};
 use crate::stats::DropRecord;
-use crate::tables::{HOST_PORT, Tables, UPLINK_PORT};
+use crate::tables::{HOST_PORT, Port, Tables, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::ethernet::{self, Ethernet, Mac};
 use crate::wire::ipv4::{self, Ipv4};
@@ -49,6 +49,7 @@ impl Rehearsal {
     /// When the memory cannot be had.
     pub fn new(tables: Arc<Tables>) -> io::Result<Rehearsal> {
         let sizes = Sizes { workers: 1, flows_v4: FLOWS, flows_v6: FLOWS, seed: SEED };
+        let tables = without_limits(tables);
         let shared = Shared::new(&sizes)?;
         shared.publish(tables.clone());
         let pool = FramePool::in_memory(2 * BATCH as u32, 2048)?;
@@ -94,6 +95,16 @@ impl Rehearsal {
     }
 }
 
+/// Pods' bandwidth is not for rehearsals.
+fn without_limits(tables: Arc<Tables>) -> Arc<Tables> {
+    if tables.ports.iter().flatten().all(|port| port.limits.is_none()) {
+        return tables;
+    }
+    let without = |port: &Port| Port { limits: None, ..port.clone() };
+    let ports = tables.ports.iter().map(|port| port.as_ref().map(without)).collect();
+    Arc::new(Tables { ports: Arc::new(ports), ..(*tables).clone() })
+}
+
 /// Whether a packet is dropped for what is so at this moment and in this place, and not for what the cluster wants.
 fn is_of_the_moment(reason: DropReason) -> bool {
     matches!(
@@ -106,6 +117,8 @@ fn is_of_the_moment(reason: DropReason) -> bool {
             | DropReason::SourceLimit
             | DropReason::MasqueradeLimit
             | DropReason::SourcePortsExhausted
+            | DropReason::BandwidthIngress
+            | DropReason::BandwidthEgress
     )
 }
 

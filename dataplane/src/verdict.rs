@@ -106,6 +106,8 @@ drop_reasons! {
     EchoUnanswered "echo_unanswered" "An echo request to a Service's address, which nobody answers: `answer_echo` is off.";
     NoSpareFrame "no_spare_frame" "The packet had to be cut into pieces for its next hop, and there were no frames for them.";
     BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
+    BandwidthIngress "bandwidth_ingress" "More than the destination pod may receive: its ingress bandwidth is used up.";
+    BandwidthEgress "bandwidth_egress" "More than the source pod may send: its egress bandwidth is used up.";
 }
 
 /// How many reasons there are.

@@ -17,6 +17,7 @@ use wirelane_dataplane::io::xsk::{XskConfig, XskMemory, XskPort};
 use wirelane_dataplane::kernel::announce::Announcer;
 use wirelane_dataplane::kernel::host_link::{HostLink, HostRoutes};
 use wirelane_dataplane::kernel::neighbours::Follower;
+use wirelane_dataplane::kernel::node_ports::NodePorts;
 use wirelane_dataplane::kernel::steering::{
     Outcomes, Program, Steering, SteeringLoader, SteeringRules, WhenUnbound, XdpMode, detach,
 };
@@ -420,6 +421,7 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         let routes = |gateways: &[&str], prefixes: &[&str]| HostRoutes {
             gateways: gateways.iter().map(|gateway| gateway.parse().unwrap()).collect(),
             prefixes: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
+            own: NodePorts::default(),
         };
         let shown = || {
             let routes = format!("{}{}", node.ip("route show proto 87"), node.ip("-6 route show proto 87"));
@@ -470,7 +472,45 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         adopted.sync(&netlink, &routes(&["10.244.7.1"], &["10.244.0.0/16", "fd00:96::/112"])).unwrap();
         assert_eq!(node.ip("route show table all"), before, "nothing differs");
 
+        // Ports of Services at the node's own addresses: a rule for each run of them, before local addresses.
+        let shown = |family: &str| {
+            let rules = node.ip(&format!("{family} rule"));
+            rules
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+                .collect::<Vec<_>>()
+        };
+        let before = shown("");
+        let mut wanted = routes(&["10.244.7.1"], &["10.244.0.0/16"]);
+        wanted.own.addresses = ["192.0.2.1", "2001:db8::1"].map(|address| address.parse().unwrap()).into();
+        wanted.own.ports = [(6, 30000), (6, 30001), (17, 53)].into();
+        for _ in 0..2 {
+            adopted.sync(&netlink, &wanted).unwrap();
+            let rules = shown("");
+            assert!(
+                rules[0].contains("to 192.0.2.1 iif lo ipproto tcp dport 30000-30001 lookup 87"),
+                "{rules:?}"
+            );
+            assert!(rules[1].contains("to 192.0.2.1 iif lo ipproto udp dport 53 lookup 87"), "{rules:?}");
+            assert!(rules[2].starts_with("2: from all lookup local"), "{rules:?}");
+            assert_eq!(rules.len(), before.len() + 2, "{rules:?}");
+            assert!(shown("-6")[0].starts_with("0: from all lookup local"), "no gateway of that family");
+        }
+        node.ip("addr add 192.0.2.1/32 dev lo");
+        let route = node.ip("route get 192.0.2.1 ipproto tcp dport 30001");
+        assert!(
+            route.contains("via 169.254.1.1 dev wirelane") && route.contains("src 10.244.7.1"),
+            "{route}"
+        );
+        wanted.own.ports.remove(&(6, 30000));
+        adopted.sync(&netlink, &wanted).unwrap();
+        assert!(shown("").iter().any(|rule| rule.contains("dport 30001 lookup 87")), "{:?}", shown(""));
+        adopted.sync(&netlink, &routes(&["10.244.7.1"], &["10.244.0.0/16"])).unwrap();
+        assert_eq!(shown(""), before);
+        adopted.sync(&netlink, &wanted).unwrap();
+
         adopted.remove(&netlink).unwrap();
+        assert_eq!(shown(""), before);
         assert!(matches!(links::link(&netlink, "wirelane"), Err(KernelError::NoInterface(_))));
         // A stranger's interface of the name.
         node.ip("link add wirelane type veth peer name stranger");

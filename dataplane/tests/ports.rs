@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use support::{Namespace, privileged};
 use wirelane_dataplane::config::Config;
-use wirelane_dataplane::dataplane::{Attachment, Dataplane};
+use wirelane_dataplane::dataplane::{Attachment, Bandwidth, Dataplane};
 use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::io::xsk::ZeroCopy;
 use wirelane_dataplane::kernel::neighbours::Follower;
@@ -147,6 +147,7 @@ fn attachment() -> Attachment {
         pod: "shop/web-1".into(),
         mac: [2, 0, 0, 0, 0, 5],
         addresses: vec![Addr::v4([10, 244, 1, 5])],
+        bandwidth: Bandwidth::default(),
     }
 }
 

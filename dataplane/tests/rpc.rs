@@ -338,6 +338,7 @@ impl Node {
             peer_mac: [0; 6],
             mtu: 1500,
             addresses: vec![],
+            limits: None,
         };
         let uplink = FixedPort { id: UPLINK_PORT, interface: "eth0".into(), config };
         let dataplane = Arc::new(Dataplane::new(shared, ports, [uplink], saved, saver));
@@ -516,6 +517,7 @@ impl Client {
             pod: format!("shop/{pod}"),
             mac: MAC.to_vec(),
             addresses: vec![address.to_vec()],
+            bandwidth: None,
         };
         Ok(self.client.attach_port(request).await?.into_inner().port)
     }

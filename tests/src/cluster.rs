@@ -122,7 +122,7 @@ pub fn standard() -> Cluster {
     objects.extend(external_services());
     objects.extend(policies());
     let port = |id, kind, name: &str, mac, peer_mac, mtu, addresses: Vec<Addr>| {
-        (id, PortConfig { kind, name: name.into(), mac, peer_mac, mtu, addresses })
+        (id, PortConfig { kind, name: name.into(), mac, peer_mac, mtu, addresses, limits: None })
     };
     let pod_port = |id: PortId, name: &str, last: u8| {
         let addresses = vec![addr(&format!("10.244.1.{last}")), addr(&format!("fd00:244:1::{last}"))];

@@ -531,6 +531,7 @@ fn ports(pods: Pods, here: u8) -> Vec<(PortId, PortConfig)> {
         peer_mac,
         mtu,
         addresses: Vec::new(),
+        limits: None,
     };
     let mut ports = vec![
         (UPLINK_PORT, port(PortKind::Uplink, "uplink", UPLINK_MAC, [0; 6], 1500)),

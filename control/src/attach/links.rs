@@ -10,7 +10,8 @@ use std::{
 use futures_util::TryStreamExt;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressFlags},
-    link::{InfoData, InfoVeth, LinkAttribute, LinkMessage},
+    link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::{
@@ -28,6 +29,9 @@ use crate::{
 /// The pods' gateway, the same for all of them; the dataplane answers for it on their links.
 const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// What the alias of a pod's link begins with; the pod's name follows.
+const ALIAS: &str = "wirelane:";
 
 /// Why a link cannot be made or taken away.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,96 @@ pub(super) fn exists(interface: &str) -> bool {
     index != Err(rustix::io::Errno::NODEV)
 }
 
+/// One end of a link, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) mac: Option<Mac>,
+    pub(super) mtu: u32,
+    pub(super) is_up: bool,
+    /// All that it has, not only those that are ours. Of a pod's end only, as are the gateways.
+    pub(super) addresses: Vec<IpAddr>,
+    /// Where default routes through it lead.
+    pub(super) gateways: Vec<IpAddr>,
+}
+
+impl End {
+    fn of(link: &LinkMessage) -> Self {
+        let mut end = Self {
+            mac: None,
+            mtu: 0,
+            is_up: link.header.flags.contains(LinkFlags::Up),
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+        };
+        for attribute in &link.attributes {
+            match attribute {
+                LinkAttribute::Address(bytes) => end.mac = bytes.as_slice().try_into().ok().map(Mac),
+                LinkAttribute::Mtu(mtu) => end.mtu = *mtu,
+                _ => {}
+            }
+        }
+        end
+    }
+}
+
+/// The node's end of a pod's link.
+pub(super) async fn host_end(pod: &Name) -> Result<Option<End>, LinkError> {
+    let interface = host_interface(pod);
+    let Some(link) = Netlink::open()?.find(&interface).await? else { return Ok(None) };
+    check_owner(&interface, &link, pod)?;
+    Ok(Some(End::of(&link)))
+}
+
+/// The end inside a pod.
+pub(super) async fn pod_end(netns: &File, interface: &str) -> Result<Option<End>, LinkError> {
+    let interface = interface.to_owned();
+    inside(netns, async move || look_inside(&interface).await).await
+}
+
+/// Where the default route for an address of a pod leads.
+pub(crate) fn gateway(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => GATEWAY_IPV4.into(),
+        IpAddr::V6(_) => GATEWAY_IPV6.into(),
+    }
+}
+
+/// Said where a link was a moment ago.
+pub(super) fn gone(pod: &Name) -> LinkError {
+    kernel(format!("find {}", host_interface(pod)))(io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// The pods that any link of the node is for, by what the links' aliases say.
+pub(super) async fn pods() -> Result<Vec<Name>, LinkError> {
+    let netlink = Netlink::open()?;
+    let mut links = netlink.handle.link().get().execute();
+    let mut pods = Vec::new();
+    while let Some(link) = links.try_next().await.map_err(into_io).map_err(kernel("look at all links"))? {
+        let alias = alias(&link);
+        let pod = alias.as_deref().and_then(|alias| alias.strip_prefix(ALIAS)).and_then(super::parse_pod);
+        let is_ours = |pod: &Name| {
+            let name = host_interface(pod);
+            link.attributes
+                .iter()
+                .any(|attribute| matches!(attribute, LinkAttribute::IfName(it) if *it == name))
+        };
+        pods.extend(pod.filter(is_ours));
+    }
+    Ok(pods)
+}
+
+/// Deletes the links of all pods, and says how many there were.
+///
+/// # Errors
+/// When one cannot be deleted.
+pub async fn delete_all() -> Result<usize, LinkError> {
+    let pods = pods().await?;
+    for pod in &pods {
+        delete(pod).await?;
+    }
+    Ok(pods.len())
+}
+
 /// Deletes the link of a pod, both ends. Succeeds when there is none.
 pub(super) async fn delete(pod: &Name) -> Result<(), LinkError> {
     let interface = host_interface(pod);
@@ -85,23 +179,19 @@ pub(super) struct PodLink<'a> {
     pub(super) pod: &'a Name,
     pub(super) netns: File,
     pub(super) interface: &'a str,
+    pub(super) mac: Mac,
     pub(super) addresses: &'a [IpAddr],
     pub(super) mtu: u32,
     pub(super) queues: u32,
 }
 
 impl PodLink<'_> {
-    /// Makes the pair, with the pod's end born in the pod's namespace, and sets both ends up. Returns the MAC of the pod's
-    /// end. Leaves nothing behind if it fails.
-    pub(super) async fn create(&self) -> Result<Mac, LinkError> {
+    /// Makes the pair, with the pod's end born in the pod's namespace, and sets both ends up. What is left of an earlier one
+    /// makes way. Leaves nothing behind if it fails.
+    pub(super) async fn create(&self) -> Result<(), LinkError> {
         let host = host_interface(self.pod);
+        delete(self.pod).await?;
         let netlink = Netlink::open()?;
-        if let Some(link) = netlink.find(&host).await? {
-            if let Some(owner) = alias(&link) {
-                return Err(LinkError::Taken { interface: host, owner });
-            }
-            delete(self.pod).await?;
-        }
         let created = netlink.handle.link().add(self.pair(&host)).execute().await.map_err(into_io);
         if let Err(error) = created {
             // The node's name was free a moment ago.
@@ -113,17 +203,16 @@ impl PodLink<'_> {
         }
         let set_up = async {
             set_up_host_end(&netlink, &host, self.pod).await?;
-            self.set_up_pod_end().await
+            let (interface, addresses) = (self.interface.to_owned(), self.addresses.to_vec());
+            inside(&self.netns, async move || set_up_inside(&interface, &addresses).await).await
         };
-        match set_up.await {
-            Ok(mac) => Ok(mac),
-            Err(error) => {
-                if let Ok(Some(link)) = netlink.find(&host).await {
-                    _ = netlink.handle.link().del(link.header.index).execute().await;
-                }
-                Err(error)
-            }
+        let result = set_up.await;
+        if result.is_err()
+            && let Ok(Some(link)) = netlink.find(&host).await
+        {
+            _ = netlink.handle.link().del(link.header.index).execute().await;
         }
+        result
     }
 
     fn pair(&self, host: &str) -> LinkMessage {
@@ -135,6 +224,7 @@ impl PodLink<'_> {
             .append_extra_attribute(tx)
             .append_extra_attribute(rx)
             .build();
+        peer.attributes.push(LinkAttribute::Address(self.mac.0.to_vec()));
         peer.attributes.push(LinkAttribute::NetNsFd(self.netns.as_raw_fd()));
         let [tx, rx] = queues;
         LinkMessageBuilder::<LinkVeth>::new(host, self.interface)
@@ -144,30 +234,32 @@ impl PodLink<'_> {
             .append_extra_attribute(rx)
             .build()
     }
+}
 
-    /// Sets the pod's end up from inside: on a thread of its own, since a namespace belongs to a thread and the runtime's
-    /// threads are everybody's.
-    async fn set_up_pod_end(&self) -> Result<Mac, LinkError> {
-        let netns = self.netns.try_clone().map_err(kernel("open the pod's network namespace again"))?;
-        let (interface, addresses) = (self.interface.to_owned(), self.addresses.to_vec());
-        let (reply, answer) = oneshot::channel();
-        let work = move || {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
-                .map_err(io::Error::from)
-                .map_err(kernel("enter the pod's network namespace"))?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.map_err(kernel("start a runtime"))?.block_on(set_up_inside(&interface, &addresses))
-        };
-        std::thread::Builder::new()
-            .name("pod-netns".to_owned())
-            .spawn(move || _ = reply.send(work()))
-            .map_err(kernel("start a thread"))?;
-        answer.await.unwrap_or_else(|_| Err(kernel("set up the pod's end")(io::ErrorKind::Other.into())))
-    }
+/// Works inside a network namespace: on a thread of its own, since a namespace belongs to a thread and the runtime's
+/// threads are everybody's.
+async fn inside<T: Send + 'static>(
+    netns: &File,
+    work: impl AsyncFnOnce() -> Result<T, LinkError> + Send + 'static,
+) -> Result<T, LinkError> {
+    let netns = netns.try_clone().map_err(kernel("open the pod's network namespace again"))?;
+    let (reply, answer) = oneshot::channel();
+    let work = move || {
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(io::Error::from)
+            .map_err(kernel("enter the pod's network namespace"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(kernel("start a runtime"))?.block_on(work())
+    };
+    std::thread::Builder::new()
+        .name("pod-netns".to_owned())
+        .spawn(move || _ = reply.send(work()))
+        .map_err(kernel("start a thread"))?;
+    answer.await.unwrap_or_else(|_| Err(kernel("work inside the pod")(io::ErrorKind::Other.into())))
 }
 
 /// In the pod's namespace: addresses, routes, offloads.
-async fn set_up_inside(interface: &str, addresses: &[IpAddr]) -> Result<Mac, LinkError> {
+async fn set_up_inside(interface: &str, addresses: &[IpAddr]) -> Result<(), LinkError> {
     let netlink = Netlink::open()?;
     if let Some(loopback) = netlink.find("lo").await? {
         netlink.up(loopback.header.index).await.map_err(kernel("set lo up in the pod"))?;
@@ -177,6 +269,10 @@ async fn set_up_inside(interface: &str, addresses: &[IpAddr]) -> Result<Mac, Lin
     })?;
     let index = link.header.index;
     offloads_off(interface)?;
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        // Where IPv6 is off by default. If it cannot be set, its address cannot, either, and that is said.
+        _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "0");
+    }
     // Nobody else can have the pod's address, and detection would hold up its first packets by a second.
     for address in addresses {
         let prefix_len = if address.is_ipv4() { 32 } else { 128 };
@@ -195,11 +291,49 @@ async fn set_up_inside(interface: &str, addresses: &[IpAddr]) -> Result<Mac, Lin
         let added = netlink.handle.route().add(route.onlink().build()).execute().await;
         added.map_err(into_io).map_err(kernel("set the pod's IPv6 default route"))?;
     }
-    let mac = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+    Ok(())
+}
+
+/// In the pod's namespace: what there is of its end.
+async fn look_inside(interface: &str) -> Result<Option<End>, LinkError> {
+    let netlink = Netlink::open()?;
+    let Some(link) = netlink.find(interface).await? else { return Ok(None) };
+    let index = link.header.index;
+    let mut end = End::of(&link);
+    let looking = kernel(format!("look at {interface} in the pod"));
+    let look = async {
+        let mut addresses = netlink.handle.address().get().set_link_index_filter(index).execute();
+        while let Some(address) = addresses.try_next().await.map_err(into_io)? {
+            end.addresses.extend(address.attributes.iter().filter_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            }));
+        }
+        let all =
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()];
+        for request in all {
+            let mut routes = netlink.handle.route().get(request).execute();
+            while let Some(route) = routes.try_next().await.map_err(into_io)? {
+                end.gateways.extend(default_gateway(&route, index));
+            }
+        }
+        io::Result::Ok(end)
+    };
+    look.await.map(Some).map_err(looking)
+}
+
+/// Where a route leads, if it is the default one and through this link.
+fn default_gateway(route: &RouteMessage, link: u32) -> Option<IpAddr> {
+    let is_ours =
+        |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Oif(index) if *index == link);
+    if route.header.destination_prefix_length > 0 || !route.attributes.iter().any(is_ours) {
+        return None;
+    }
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
         _ => None,
-    });
-    mac.ok_or_else(|| kernel(format!("read the MAC of {interface}"))(io::ErrorKind::InvalidData.into()))
+    })
 }
 
 /// The node's end: nothing of the kernel's own is to speak on it, the dataplane does.
@@ -209,8 +343,9 @@ async fn set_up_host_end(netlink: &Netlink, interface: &str, pod: &Name) -> Resu
         .await?
         .ok_or_else(|| kernel(format!("find {interface}"))(io::Error::from_raw_os_error(libc::ENODEV)))?;
     offloads_off(interface)?;
-    // Best effort: /proc/sys may be read-only, and then a few stray neighbour discoveries do no harm.
-    _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
+    // Best effort: both may be read-only, and then a few stray neighbour discoveries do no harm.
+    let switch = format!("proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    _ = std::fs::write(format!("/{switch}"), "1").or_else(|_| std::fs::write(format!("/host/{switch}"), "1"));
     let change = LinkUnspec::new_with_index(link.header.index).alias(pod_alias(pod)).up().build();
     let changed = netlink.handle.link().set(change).execute().await;
     changed.map_err(into_io).map_err(kernel(format!("set {interface} up")))
@@ -254,8 +389,11 @@ impl Drop for Netlink {
 }
 
 /// What the alias of the node's end says.
-fn pod_alias(pod: &Name) -> String {
-    format!("wirelane:{pod}")
+pub(super) fn pod_alias(pod: &Name) -> String {
+    let mut alias = format!("{ALIAS}{pod}");
+    // The kernel takes no more (linux/if.h, IFALIASZ), and names are ASCII.
+    alias.truncate(255);
+    alias
 }
 
 fn alias(link: &LinkMessage) -> Option<String> {

@@ -13,14 +13,19 @@ use crate::{
 
 /// Compiles the host ports of one pod, there or gone. Returns whether there was anything to say.
 pub(super) fn compile(state: &State, settings: &Settings, name: &Name, change: &mut Change) -> bool {
-    let is_here = |pod: &Pod| pod.is_networked && pod.node == settings.node && !pod.host_ports.is_empty();
+    let is_here = |pod: &Pod| pod.is_networked && pod.node == settings.node;
     let Some(stored) = state.pod(name).filter(|stored| is_here(&stored.object)) else { return false };
     let pod = &*stored.object;
+    let host_ports = state.host_ports(pod);
+    if host_ports.is_empty() {
+        return false;
+    }
     let mut problems = Vec::new();
-    let held: Vec<_> =
-        (0..pod.host_ports.len()).filter(|&i| holds(state, settings, stored, i, &mut problems)).collect();
+    let held: Vec<_> = (0..host_ports.len())
+        .filter(|&i| holds(state, settings, stored, &host_ports[..=i], &mut problems))
+        .collect();
     let mut ports: Vec<v1::ServicePort> = Vec::new();
-    for (i, mut port) in held.into_iter().map(|i| (i, service_port(state, pod, &pod.host_ports[i]))) {
+    for (i, mut port) in held.into_iter().map(|i| (i, service_port(state, pod, host_ports[i]))) {
         let is_same = |known: &&mut v1::ServicePort| {
             known.frontends == port.frontends && known.protocol == port.protocol
         };
@@ -89,16 +94,16 @@ fn service_port(state: &State, pod: &Pod, port: &HostPort) -> v1::ServicePort {
     }
 }
 
-/// Whether a host port of a pod is its own.
+/// Whether the last of these host ports of a pod is its own.
 fn holds(
     state: &State,
     settings: &Settings,
     stored: &Stored<Pod>,
-    i: usize,
+    ports: &[&HostPort],
     problems: &mut Vec<Problem>,
 ) -> bool {
     let pod = &*stored.object;
-    let port = &pod.host_ports[i];
+    let Some((port, before)) = ports.split_last() else { return false };
     let (number, protocol) = (port.host_port, port.protocol);
     let field = format!("{}.hostPort", port.field);
     let refuse = |reason: String| fault(Kind::Pod, &pod.name, stored, &field, reason);
@@ -121,7 +126,7 @@ fn holds(
     let overlaps = |other: &HostPort| {
         other.protocol == protocol && other.host_port == number && other.host.overlaps(port.host)
     };
-    if pod.host_ports[..i].iter().any(overlaps) {
+    if before.iter().any(|other| overlaps(other)) {
         problems.push(refuse(format!("{protocol} {number} is there twice")));
         return false;
     }
@@ -129,7 +134,7 @@ fn holds(
         .host_port_claimants(&settings.node, protocol, number)
         .take_while(|claimant| **claimant != pod.name)
         .find(|claimant| {
-            state.pod(claimant).is_some_and(|other| other.object.host_ports.iter().any(overlaps))
+            state.pod(claimant).is_some_and(|other| state.host_ports(&other.object).into_iter().any(overlaps))
         });
     if let Some(older) = older {
         problems.push(refuse(format!("{protocol} {number} is already a host port of Pod {older}")));

@@ -212,7 +212,7 @@ pub fn compile_all(state: &State, settings: Settings) -> (BTreeMap<Ref, v1::Obje
 }
 
 impl Ref {
-    fn new(kind: v1::Kind, name: impl fmt::Display) -> Self {
+    pub(crate) fn new(kind: v1::Kind, name: impl fmt::Display) -> Self {
         Self { kind, name: name.to_string() }
     }
 

@@ -23,6 +23,9 @@ const ADDRESSES: &str = "wirelane.io/addresses";
 /// tried out, `true` or `false`.
 const AUDIT: &str = "wirelane.io/policy-audit";
 
+/// Of a Pod that its node's kubelet has from a file, and shows to the API server: what the kubelet itself calls its uid.
+const MIRRORED: &str = "kubernetes.io/config.mirror";
+
 /// The highest weight. Shares of less than a percent are told from each other, and a table for all of them stays small.
 const MAX_WEIGHT: u32 = 256;
 
@@ -52,6 +55,10 @@ pub(super) struct Annotations<'a>(Option<&'a BTreeMap<String, String>>);
 impl<'a> Annotations<'a> {
     pub(super) fn new(annotations: &'a Option<BTreeMap<String, String>>) -> Self {
         Self(annotations.as_ref())
+    }
+
+    pub(super) fn mirrored(&self) -> Option<&'a str> {
+        self.text(MIRRORED)
     }
 
     pub(super) fn algorithm(&self, faults: &mut Faults) -> Algorithm {

@@ -123,7 +123,7 @@ pub(super) fn readable_selector(given: &Value) -> Option<Selector> {
 }
 
 /// The transport protocols that services and policies know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub enum Protocol {
     /// The default where a manifest names none.
     Tcp,

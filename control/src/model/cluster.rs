@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Created, Fault, Invalid, Kind, Labels, Name,
@@ -23,7 +24,7 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 pub(super) const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
 /// A MAC address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Mac(pub [u8; 6]);
 
 impl FromStr for Mac {

@@ -26,6 +26,7 @@ use super::{Fault, Kind, Labels, Name};
 pub(crate) struct Metadata {
     pub(super) name: Option<String>,
     pub(super) namespace: Option<String>,
+    pub(super) uid: Option<String>,
     pub(super) labels: Option<Labels>,
     pub(super) annotations: Option<BTreeMap<String, String>>,
     pub(super) creation_timestamp: Option<Time>,

@@ -20,6 +20,9 @@ mod service;
 use std::{fmt, sync::Arc};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
+
+use crate::hash::StableHash;
 
 pub(crate) use self::check::typed;
 pub use self::{
@@ -106,7 +109,7 @@ impl fmt::Display for Kind {
 }
 
 /// Name of an object, within its namespace where it has one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 pub struct Name {
     /// Empty for objects of the whole cluster.
     pub namespace: String,
@@ -181,8 +184,22 @@ impl fmt::Display for Key {
 pub struct Created(i64);
 
 impl Created {
+    /// Of an object that does not say.
+    pub const UNKNOWN: Self = Self(i64::MAX);
+
     pub(crate) fn of(metadata: &given::Metadata) -> Self {
-        Self(metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()))
+        metadata.creation_timestamp.as_ref().map_or(Self::UNKNOWN, |time| Self(time.0.as_second()))
+    }
+}
+
+/// Tells two objects apart that had the same name one after the other. A hash of `metadata.uid` is enough for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uid(u64);
+
+impl Uid {
+    /// Of a text that is not empty.
+    pub fn of(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| Self(StableHash::new().part(text.as_bytes()).finish()))
     }
 }
 

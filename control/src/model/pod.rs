@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Created, Invalid, Kind, Labels, Name, Protocol,
+    Created, Invalid, Kind, Labels, Name, Protocol, Uid,
     annotations::Annotations,
     check::{self, Fault, Faults},
     given,
@@ -16,6 +18,8 @@ pub struct Pod {
     pub name: Name,
     /// When it was made.
     pub created: Created,
+    /// What its kubelet tells it by from others of its name; `None` where nobody has said.
+    pub uid: Option<Uid>,
     /// Its labels.
     pub labels: Labels,
     /// Its addresses, at most one of each family; none before it has them.
@@ -36,7 +40,7 @@ pub struct Pod {
 }
 
 /// A port of a node that leads to a pod on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct HostPort {
     /// Path of the container's port in the Pod.
     pub field: String,
@@ -53,7 +57,7 @@ pub struct HostPort {
 }
 
 /// Which addresses of its node a pod's host port is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum HostIp {
     /// All.
     Any,
@@ -93,7 +97,7 @@ impl HostIp {
         }
     }
 
-    fn parse(field: &str, text: Option<&str>) -> Result<Self, Fault> {
+    pub(crate) fn parse(field: &str, text: Option<&str>) -> Result<Self, Fault> {
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(Self::Any) };
         match text.parse::<IpAddr>() {
             Ok(address) if address.is_unspecified() => Ok(Self::AnyOf { is_ipv4: address.is_ipv4() }),
@@ -152,12 +156,16 @@ impl TryFrom<given::Pod> for Pod {
             }
         }
 
-        let weight = Annotations::new(&pod.metadata.annotations).weight().transpose();
+        let annotations = Annotations::new(&pod.metadata.annotations);
+        // The object of a pod that is no API server's has another uid than its kubelet's.
+        let uid = annotations.mirrored().or(pod.metadata.uid.as_deref()).and_then(Uid::of);
+        let weight = annotations.weight().transpose();
         let (weight, weight_fault) = weight.map_or_else(|fault| (None, Some(fault)), |weight| (weight, None));
         let has_ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         faults.finish(Self {
             name,
             created: Created::of(&pod.metadata),
+            uid,
             labels: pod.metadata.labels.unwrap_or_default(),
             addresses,
             node: spec.node_name.unwrap_or_default(),

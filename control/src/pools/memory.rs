@@ -1,17 +1,15 @@
 //! The addresses that were given, in a file that outlives the process.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     net::IpAddr,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::Assignments;
-use crate::model::Name;
+use crate::{durable, model::Name};
 
 /// Of the file's form, so that a later one can be told from it.
 const VERSION: u32 = 1;
@@ -35,11 +33,14 @@ struct Entry {
     addresses: Vec<IpAddr>,
 }
 
+/// The file, in the folder for what outlives the process.
+pub(crate) const FILE: &str = "addresses.json";
+
 impl Memory {
     /// The one in a folder, which is made if it is not there.
     pub(super) fn open(folder: &Path) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        Ok(Self { path: folder.join("addresses.json") })
+        durable::folder(folder)?;
+        Ok(Self { path: folder.join(FILE) })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -69,15 +70,6 @@ impl Memory {
             addresses: addresses.clone(),
         });
         let content = Content { version: VERSION, services: services.collect() };
-        let new = self.path.with_extension("json.new");
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(&content)?)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
-        // The name is part of the folder, not of the file.
-        match self.path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
-        }
+        durable::replace(&self.path, &serde_json::to_vec_pretty(&content)?)
     }
 }

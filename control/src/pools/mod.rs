@@ -12,6 +12,7 @@ use std::{io, net::IpAddr, path::Path};
 
 use serde::Deserialize;
 
+pub(crate) use self::memory::FILE;
 use self::{allocate::Chooser, memory::Memory};
 pub use self::{
     allocate::{Assignments, Refusal},

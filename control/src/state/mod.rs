@@ -15,8 +15,8 @@ use self::claims::Claims;
 pub use self::traits::Traits;
 use crate::{
     model::{
-        Created, EndpointSlice, Key, Kind, Labels, Name, Namespace, Node, Object, Pod, Policy, Protocol,
-        Service, Tier,
+        Created, EndpointSlice, HostPort, Key, Kind, Labels, Name, Namespace, Node, Object, Pod, Policy,
+        Protocol, Service, Tier,
     },
     source::Origin,
 };
@@ -44,8 +44,8 @@ pub struct State {
     about_nodes: BTreeSet<Name>,
     /// The policies of each tier that has an order, by their place in it.
     by_priority: BTreeMap<(Tier, u16), BTreeSet<Name>>,
-    /// Addresses of pods that were attached before their status named them.
-    attached: BTreeMap<Name, Vec<IpAddr>>,
+    /// What this node itself knows of pods that are attached to it.
+    attached: BTreeMap<Name, Local>,
     /// Addresses that load balancers were given out of our pools.
     assigned: BTreeMap<Name, Vec<IpAddr>>,
     slices_of: HashMap<Name, BTreeSet<Name>>,
@@ -60,6 +60,19 @@ pub struct State {
     externals: Claims<Front>,
     /// The services that want an address, or a port of it, beside their own.
     outside: HashMap<IpAddr, BTreeSet<Name>>,
+}
+
+/// What this node itself knows of a pod that is attached to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Local {
+    /// This node. Of a pod of the same name on another one nothing is known here.
+    pub node: String,
+    /// The pod's addresses. They come before those of its status, which may still be those of its last container.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of this node that its runtime wants to lead to it.
+    pub host_ports: Vec<HostPort>,
+    /// The pod itself, if its container was started by somebody whom no source knows of.
+    pub pod: Option<Arc<Pod>>,
 }
 
 /// A port of an address that several services may share.
@@ -155,13 +168,22 @@ impl State {
         }
     }
 
-    /// Gives a pod addresses for as long as its own status names none; an empty list takes them back.
-    pub fn attach(&mut self, pod: &Name, addresses: Vec<IpAddr>, touched: &mut Touched) {
-        self.change_pod(pod, touched, |state| {
-            if addresses.is_empty() {
-                state.attached.remove(pod);
-            } else {
-                state.attached.insert(pod.clone(), addresses);
+    /// A pod is attached to this node; `None`: it no longer is.
+    pub fn attach(&mut self, name: &Name, local: Option<Local>, touched: &mut Touched) {
+        self.change_pod(name, touched, |state| {
+            let new = local.as_ref().and_then(|local| local.pod.clone());
+            let old = match local {
+                Some(local) => state.attached.insert(name.clone(), local),
+                None => state.attached.remove(name),
+            };
+            if let Some(old) = old.and_then(|local| local.pod)
+                && state.pods.get(name).is_some_and(|known| Arc::ptr_eq(&known.object, &old))
+            {
+                state.pods.remove(name);
+            }
+            if let Some(object) = new {
+                let stored = Stored { object, origin: "the container runtime".into() };
+                state.pods.entry(name.clone()).or_insert(stored);
             }
         });
     }
@@ -240,12 +262,24 @@ impl State {
     /// The addresses that a pod claims, whether or not another pod holds them.
     pub fn pod_addresses(&self, pod: &Pod) -> Vec<IpAddr> {
         if !pod.is_networked {
-            Vec::new()
-        } else if pod.addresses.is_empty() {
-            self.attached.get(&pod.name).cloned().unwrap_or_default()
-        } else {
-            pod.addresses.clone()
+            return Vec::new();
         }
+        self.local(pod).map_or(&pod.addresses, |local| &local.addresses).clone()
+    }
+
+    /// The ports of its node that a pod claims, whether or not another pod holds them.
+    pub fn host_ports<'a>(&'a self, pod: &'a Pod) -> Vec<&'a HostPort> {
+        let mut ports: Vec<_> = pod.host_ports.iter().collect();
+        // The runtime says again what the pod's own object says.
+        let is_same = |a: &HostPort, b: &HostPort| {
+            (a.protocol, a.host_port, a.port) == (b.protocol, b.host_port, b.port) && a.host.overlaps(b.host)
+        };
+        for port in self.local(pod).into_iter().flat_map(|local| &local.host_ports) {
+            if !ports.iter().any(|known| is_same(known, port)) {
+                ports.push(port);
+            }
+        }
+        ports
     }
 
     /// Who holds a pod's address.
@@ -362,7 +396,12 @@ impl State {
         let claim = |state: &Self| {
             let pod = state.pods.get(name).filter(|pod| pod.object.is_networked)?;
             let addresses = state.pod_addresses(&pod.object);
-            Some((pod.object.created, addresses, host_ports(&pod.object), Traits::of(&pod.object)))
+            Some((
+                pod.object.created,
+                addresses,
+                state.host_port_claims(&pod.object),
+                Traits::of(&pod.object),
+            ))
         };
         let weight = |state: &Self| state.pods.get(name).and_then(|pod| pod.object.weight);
         let (before, weight_before) = (claim(self), weight(self));
@@ -387,6 +426,17 @@ impl State {
             self.host_ports.claim(name, created, &ports, &mut touched.pods);
             self.claim_traits(traits, touched);
         }
+    }
+
+    /// What this node itself knows of a pod.
+    fn local(&self, pod: &Pod) -> Option<&Local> {
+        let local = self.attached.get(&pod.name);
+        local.filter(|local| pod.node.is_empty() || pod.node == local.node)
+    }
+
+    fn host_port_claims(&self, pod: &Pod) -> Vec<(Protocol, u16, String)> {
+        let ports = self.host_ports(pod).into_iter();
+        ports.map(|port| (port.protocol, port.host_port, pod.node.clone())).collect()
     }
 
     fn claim_traits(&mut self, traits: Traits, touched: &mut Touched) {
@@ -560,10 +610,6 @@ impl ServiceClaims {
     fn outside(&self) -> BTreeSet<IpAddr> {
         self.balancers.iter().chain(&self.externals).map(|&(address, ..)| address).collect()
     }
-}
-
-fn host_ports(pod: &Pod) -> Vec<(Protocol, u16, String)> {
-    pod.host_ports.iter().map(|port| (port.protocol, port.host_port, pod.node.clone())).collect()
 }
 
 fn remove(index: &mut HashMap<Name, BTreeSet<Name>>, key: &Name, name: &Name) {

@@ -185,6 +185,7 @@ fn a_pod_of_which_nothing_is_known_yet_is_pending() {
         peer_mac: [4; 6],
         mtu: 1500,
         addresses: vec![addr("10.244.1.50")],
+        limits: None,
     };
     builder.set_port(FIRST_POD_PORT, Some(port));
     let tables = builder.build(&Neighbours::default());

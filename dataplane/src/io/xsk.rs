@@ -260,8 +260,9 @@ impl XskMemory {
             .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
             .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
             .build();
-        // A closed socket lets its queue go a little later, in the kernel's own time.
-        let deadline = Instant::now() + Duration::from_secs(2);
+        // A closed socket lets its queue go a little later, in the kernel's own time; and those of a process that was killed
+        // are closed one after the other.
+        let deadline = Instant::now() + Duration::from_secs(5);
         loop {
             // SAFETY: the libxdp program is inhibited, which is what the function asks of its caller.
             match unsafe { Socket::new(socket, &self.umem, interface, config.queue) } {

@@ -18,6 +18,7 @@ use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::links::{self, Link};
 use super::neighbours::address;
+use super::node_ports::{self, NodePorts, TABLE};
 use super::{KernelError, Netlink};
 use crate::wire::ethernet::GATEWAY_MAC;
 
@@ -27,7 +28,7 @@ pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// What marks routes as ours in the kernel's table (`ip route` shows `proto 87`).
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(87);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(87);
 
 /// The pair.
 #[derive(Clone, Debug)]
@@ -45,6 +46,8 @@ pub struct HostRoutes {
     pub gateways: BTreeSet<IpAddr>,
     /// Ranges of pods and Services.
     pub prefixes: BTreeSet<IpNet>,
+    /// What of the node itself is a Service's.
+    pub own: NodePorts,
 }
 
 impl HostLink {
@@ -71,6 +74,8 @@ impl HostLink {
         sysctl(&format!("ipv6/conf/{dataplane}/disable_ipv6"), "1")?;
         // Answers may come by another way than the questions went.
         sysctl(&format!("ipv4/conf/{host}/rp_filter"), "2")?;
+        // What the node says to a port of a Service at its own address comes back from there (node_ports.rs).
+        sysctl(&format!("ipv4/conf/{host}/accept_local"), "1")?;
         sysctl(&format!("ipv6/conf/{host}/accept_ra"), "0")?;
         for name in [host, dataplane] {
             links::offloads_off(name)?;
@@ -132,6 +137,8 @@ impl HostLink {
             netlink.ask(|| format!("add a route to {} by {name}", route.prefix), add.execute())?;
         }
 
+        node_ports::sync(netlink, &self.host, &wanted.gateways, &wanted.own)?;
+
         // Last, because a route that names an address as its source goes with it.
         for address in &addresses - &wanted.gateways {
             self.delete_address(netlink, address)?;
@@ -144,6 +151,7 @@ impl HostLink {
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(self, netlink: &Netlink) -> Result<(), KernelError> {
+        node_ports::remove_all(netlink)?;
         delete(netlink, &self.host.name)
     }
 
@@ -169,7 +177,7 @@ impl HostLink {
             routes.extend(
                 messages
                     .iter()
-                    .filter(|message| message.header.protocol == PROTOCOL)
+                    .filter(|message| message.header.protocol == PROTOCOL && message.header.table != TABLE)
                     .filter(|message| message.attributes.contains(&RouteAttribute::Oif(self.host.index)))
                     .filter_map(HostRoute::from_message),
             );
@@ -276,14 +284,19 @@ fn delete(netlink: &Netlink, host: &str) -> Result<(), KernelError> {
     netlink.ask(|| format!("delete {host}"), netlink.handle.link().del(index).execute())
 }
 
+/// Where the network stack's switches are, and where a container has them whose own are read-only.
+const SWITCHES: [&str; 2] = ["/proc/sys/net", "/host/proc/sys/net"];
+
 /// Sets a switch of the network stack. One that stands right already may be read-only.
 fn sysctl(name: &str, value: &str) -> Result<(), KernelError> {
-    let path = format!("/proc/sys/net/{name}");
-    let failed = |source| KernelError::Io { what: format!("set {path} to {value}"), source };
-    match fs::read_to_string(&path) {
-        Ok(now) if now.trim() == value => Ok(()),
+    let [own, of_host] = SWITCHES.map(|folder| format!("{folder}/{name}"));
+    match fs::read_to_string(&own) {
+        Ok(now) if now.trim() == value => return Ok(()),
         // A kernel without IPv6.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(_) | Err(_) => fs::write(&path, value).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
     }
+    fs::write(&own, value)
+        .or_else(|error| fs::write(&of_host, value).map_err(|_| error))
+        .map_err(|source| KernelError::Io { what: format!("set {own} to {value}"), source })
 }

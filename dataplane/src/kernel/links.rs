@@ -1,10 +1,11 @@
 //! Interfaces: what they are like, and what we change of those that are ours to change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::LinkUnspec;
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::{LinkUnspec, RouteMessageBuilder};
 
 use super::ethtool::{self, Feature};
 use super::{KernelError, Netlink};
@@ -62,13 +63,56 @@ pub fn link(netlink: &Netlink, name: &str) -> Result<Link, KernelError> {
 pub fn names(netlink: &Netlink) -> Result<Vec<String>, KernelError> {
     let request = netlink.handle.link().get().execute();
     let messages: Vec<LinkMessage> = netlink.ask(|| "list the interfaces".into(), request.try_collect())?;
-    let name = |message: LinkMessage| {
-        message.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
-        })
-    };
-    Ok(messages.into_iter().filter_map(name).collect())
+    Ok(messages.into_iter().filter_map(name_of).collect())
+}
+
+/// Name of the interface of the default route: that of IPv4, else of IPv6; of several the first by metric. `None` if
+/// there is no such route.
+///
+/// # Errors
+/// When netlink fails.
+pub fn of_default_route(netlink: &Netlink) -> Result<Option<String>, KernelError> {
+    for filter in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
+        let request = netlink.handle.route().get(filter).execute();
+        let routes: Vec<RouteMessage> = netlink.ask(|| "list the routes".into(), request.try_collect())?;
+        let default = routes.iter().filter_map(default_route).min();
+        let Some((_, index)) = default else { continue };
+        let request = netlink.handle.link().get().match_index(index).execute();
+        let messages: Vec<LinkMessage> =
+            netlink.ask(|| format!("look interface {index} up"), request.try_collect())?;
+        return Ok(messages.into_iter().find_map(name_of));
+    }
+    Ok(None)
+}
+
+/// Metric and interface of a route, if it is a default route.
+fn default_route(route: &RouteMessage) -> Option<(u32, u32)> {
+    let is_default = route.header.kind == RouteType::Unicast
+        && route.header.table == RouteHeader::RT_TABLE_MAIN
+        && route.header.destination_prefix_length == 0;
+    if !is_default {
+        return None;
+    }
+    let attributes = &route.attributes;
+    let metric = attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    let index = attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
+        _ => None,
+    });
+    Some((metric.unwrap_or_default(), index?))
+}
+
+fn name_of(message: LinkMessage) -> Option<String> {
+    message.attributes.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name),
+        _ => None,
+    })
 }
 
 /// Sets an interface up.

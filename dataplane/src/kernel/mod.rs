@@ -8,6 +8,7 @@ mod ethtool;
 pub mod host_link;
 pub mod links;
 pub mod neighbours;
+pub mod node_ports;
 pub mod raw_socket;
 #[cfg(feature = "af-xdp")]
 pub mod steering;

@@ -42,6 +42,11 @@ pub struct Follower {
 /// No more often than this are routes read, and missed addresses asked for, however much happens.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// For so long an address that is not known keeps its place without being asked for, and as long again at most...
+const SWEEP: Duration = Duration::from_secs(30);
+/// ...and where there is no room for others. The kernel asks three times, a second apart.
+const SWEEP_IN_NEED: Duration = Duration::from_secs(2);
+
 impl Follower {
     /// Follows `uplink` in the calling thread's network namespace: its neighbours into `shared`, its routes to
     /// `routes`, which is called with those that there are before this returns, and whenever they have changed.
@@ -135,6 +140,7 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
     ) {
         // When routes are to be read again, and when the bell is to be heard again.
         let (mut read, mut hear) = (None, None);
+        let mut sweep = Instant::now() + SWEEP;
         loop {
             let result = tokio::select! {
                 event = events.next() => {
@@ -156,6 +162,14 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
                     }
                     hear = Some(Instant::now() + PAUSE);
                     self.ask_for_wanted().await;
+                    if self.shared.neighbours.is_crowded() {
+                        sweep = sweep.min(Instant::now() + SWEEP_IN_NEED);
+                    }
+                    Ok(())
+                }
+                () = tokio::time::sleep_until(sweep) => {
+                    self.shared.neighbours.sweep();
+                    sweep = Instant::now() + SWEEP;
                     Ok(())
                 }
                 () = until(hear), if hear.is_some() => { hear = None; Ok(()) }

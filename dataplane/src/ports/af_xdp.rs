@@ -22,6 +22,7 @@ use crate::io::xsk::{RING, XskConfig, XskMemory, XskPort, ZeroCopy};
 use crate::kernel::announce::Announcer;
 use crate::kernel::host_link::{HostLink, HostRoutes};
 use crate::kernel::links::{self, Link};
+use crate::kernel::node_ports;
 use crate::kernel::raw_socket::RawSocket;
 use crate::kernel::steering::{self, Program, SteeringLoader, SteeringRules, XdpMode};
 use crate::kernel::{KernelError, Netlink};
@@ -249,6 +250,8 @@ pub fn cleanup(config: &Config) -> Result<(), PortError> {
             Err(error) => return Err(error.into()),
         }
     }
+    // Though somebody else has taken the pair away.
+    node_ports::remove_all(&netlink)?;
     let ends = [&config.host_interface, DATAPLANE_INTERFACE].map(|name| links::link(&netlink, name));
     if let [Ok(host), Ok(dataplane)] = ends {
         HostLink { host, dataplane }.remove(&netlink)?;
@@ -506,6 +509,7 @@ fn fixed_port(id: PortId, kind: PortKind, link: &Link, mac: Mac, peer_mac: Mac) 
         peer_mac,
         mtu: link.mtu as u16,
         addresses: Vec::new(),
+        limits: None,
     };
     FixedPort { id, interface: link.name.clone(), config }
 }

@@ -8,7 +8,8 @@ use hashbrown::HashMap;
 use wirelane_proto::v1;
 
 use super::convert::{
-    address_messages, algorithm_message, backend_message, frontend_message, protocol_message,
+    address_messages, algorithm_message, backend_message, bandwidth_message, frontend_message,
+    protocol_message,
 };
 use crate::batch::Key;
 use crate::clock::Now;
@@ -244,6 +245,7 @@ fn ports<P: Ports>(dataplane: &Dataplane<P>, state: &State) -> Vec<v1::PortStatu
             tx_packets: since(|traffic| traffic.tx_packets),
             tx_bytes: since(|traffic| traffic.tx_bytes),
             tx_full: since(|traffic| traffic.tx_full),
+            bandwidth: bandwidth_message(state.bandwidth(id)),
         }
     })
     .collect()

@@ -9,7 +9,7 @@ use crate::stages::{hop, mss};
 use crate::tables::flows::FlowRef;
 use crate::tables::flows::line::{Line, Rewrite, RewriteV4};
 use crate::tables::route::{Hop, NextHop};
-use crate::tables::{Node, UPLINK_PORT};
+use crate::tables::{Node, Port, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::checksum::{self, Delta};
 use crate::wire::ethernet::{self, Ethernet, Mac};
@@ -81,6 +81,7 @@ fn plain(
             if len > usize::from(port.mtu) {
                 return any(frame, meta, hash, spares, cx);
             }
+            within_bandwidth(port, frame.len(), cx)?;
             translate_plain(frame, meta, &line.rewrite_v4())?;
             let header = Ethernet::new(port.peer_mac, port.mac, ethernet::IPV4);
             if let Some(out) = frame.bytes_mut().first_chunk_mut() {
@@ -134,6 +135,11 @@ fn any(
         meta.flow = u32::from(mtu);
         return Err(Stop::Refuse(DropReason::TooBig, Answer::TooBig));
     }
+    if let Hop::Port(id) = next.hop()
+        && let Some(port) = cx.tables.port(id)
+    {
+        within_bandwidth(port, ethernet::HEADER_LEN + frame.len() - usize::from(meta.l3), cx)?;
+    }
     match meta.flags & (flags::V6 | flags::ICMP_ERROR) {
         0 => translate_v4(frame, meta, &cx.flows_v4.line(flow).rewrite_v4())?,
         flags::V6 => translate_v6(frame, meta, &cx.flows_v6.line(flow).rewrite())?,
@@ -149,14 +155,42 @@ fn any(
     if is_syn && !meta.has(flags::ICMP_ERROR) {
         mss::clamp(frame, meta, mtu, cx);
     }
-    if is_too_big {
-        cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)?;
+    let sent = if is_too_big {
+        cut::cut(frame, meta, &Way { next, port, mtu, hash }, spares, cx)
     } else {
-        send(frame, meta, next, hash, cx)?;
-    }
+        send(frame, meta, next, hash, cx)
+    };
+    sent.inspect_err(|_| ask_anew_if_gone(next, meta, cx))?;
     meta.out_port = port;
     meta.verdict = Verdict::Forward;
     Ok(())
+}
+
+/// If the place of the flow's neighbour is somebody else's by now, the flow's next packet asks for it anew.
+#[cold]
+fn ask_anew_if_gone(next: NextHop, meta: &Meta, cx: &Context<'_>) {
+    if let Hop::Neighbour(number) = next.hop()
+        && cx.neighbours.has_gone(number)
+    {
+        let (flow, changed_in) = (FlowRef::from_bits(meta.flow), cx.tables.flows_changed_in);
+        if meta.has(flags::V6) {
+            cx.flows_v6.line(flow).tail().unsettle(changed_in);
+        } else {
+            cx.flows_v4.line(flow).tail().unsettle(changed_in);
+        }
+    }
+}
+
+/// Whether the pod behind a port may receive a frame of so many bytes; counts it then.
+///
+/// # Errors
+/// When it has received as much as it may.
+#[inline(always)]
+pub fn within_bandwidth(port: &Port, bytes: usize, cx: &Context<'_>) -> Result<(), DropReason> {
+    match &port.limits {
+        Some(limits) if !limits.may_receive(cx.worker(), bytes, cx.now) => Err(DropReason::BandwidthIngress),
+        _ => Ok(()),
+    }
 }
 
 /// What has no hop more stays as it came: its sender gets it back.

@@ -110,13 +110,19 @@ fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Pa
         let parsed = any_packet(frame, &mut slow, port, cx);
         assert!(matches!(parsed, Ok(Parsed::Keyed)) && slow.is_same_but_for(meta, flags::PLAIN));
     }
-    match quick {
-        Quick::Keyed => Ok(Parsed::Keyed),
-        Quick::ToTunnelPort => Ok(tunnel_or_not(meta, cx.tables)),
+    let parsed = match quick {
+        Quick::Keyed => Parsed::Keyed,
+        Quick::ToTunnelPort => tunnel_or_not(meta, cx.tables),
         Quick::Unknown => match any_packet(frame, meta, port, cx)? {
-            Parsed::Keyed if is_tunnel_port(meta, cx.tables) => Ok(tunnel_or_not(meta, cx.tables)),
-            parsed => Ok(parsed),
+            Parsed::Keyed if is_tunnel_port(meta, cx.tables) => tunnel_or_not(meta, cx.tables),
+            parsed => parsed,
         },
+    };
+    match &port.limits {
+        Some(limits) if meta.is_carried() && !limits.may_send(cx.worker(), frame.len(), cx.now) => {
+            Err(DropReason::BandwidthEgress)
+        }
+        _ => Ok(parsed),
     }
 }
 

@@ -88,6 +88,9 @@ fn answer(frame: &mut Frame, meta: &Meta, cx: &mut Context<'_>) -> Result<(), Dr
         let hash = cx.flows_v6.hash(&back.key);
         return forward::send(frame, &back, NextHop::tunnel(meta.tunnel_from - 1), hash, cx);
     }
+    if meta.is_carried() {
+        forward::within_bandwidth(port, frame.len(), cx)?;
+    }
     let header = Ethernet::new(sender, port.mac, ether_type);
     frame.bytes_mut()[..ethernet::HEADER_LEN].copy_from_slice(bytemuck::bytes_of(&header));
     Ok(())

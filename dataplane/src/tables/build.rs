@@ -17,6 +17,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
+use super::bandwidth::Limits;
 use super::neighbours::Neighbours;
 use super::node_index::NodeIndex;
 use super::objects::{LocalNode, Object, ObjectKey, Policy, Tier, gateway_of};
@@ -53,6 +54,8 @@ pub struct PortConfig {
     pub mtu: u16,
     /// Addresses of the pod, at most one of each family.
     pub addresses: Vec<Addr>,
+    /// How much the pod may receive and send, if that is limited.
+    pub limits: Option<Arc<Limits>>,
 }
 
 /// What the kernel says about the uplink.
@@ -472,7 +475,7 @@ fn compile_node(
         vtep_mac: node.vtep_mac,
         pods: [pod_prefix(&node.pod_cidrs, true), pod_prefix(&node.pod_cidrs, false)],
         // Asked for now, so that the first packet to the node does not have to wait for it.
-        neighbour: next_hop.and_then(|addr| neighbours.number(&addr)).inspect(|number| {
+        neighbour: next_hop.and_then(|addr| neighbours.number_for_good(&addr)).inspect(|number| {
             let _ = neighbours.mac(*number);
         }),
         envelope: envelope(tables, (node.vtep_mac, tunnel_to), tunnel_from),

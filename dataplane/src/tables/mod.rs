@@ -3,6 +3,7 @@
 
 pub mod affinity;
 pub mod backends;
+pub mod bandwidth;
 pub mod build;
 pub mod changes;
 pub mod flows;
@@ -25,6 +26,7 @@ use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
+use bandwidth::Limits;
 use changes::Changes;
 use map::Map;
 use node_index::NodeIndex;
@@ -164,6 +166,8 @@ pub struct Port {
     pub identity: u32,
     /// Whether the pod behind it is known to the policies: until then nothing passes.
     pub admitted: bool,
+    /// How much the pod may receive and send, if that is limited.
+    pub limits: Option<Arc<Limits>>,
     /// Name of the pod, or "uplink" or "host".
     pub name: Arc<str>,
 }

@@ -35,6 +35,7 @@ pub fn attachment(change: &Change) -> Option<PortConfig> {
         peer_mac: pod_mac(port_of(ns, name)),
         mtu: scene::POD_MTU,
         addresses: addresses(pod.place).map(Addr::from).to_vec(),
+        limits: None,
     })
 }
 

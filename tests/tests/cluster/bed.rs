@@ -142,6 +142,11 @@ impl Bed {
         self.pods.insert(pod.name, namespace);
     }
 
+    /// The namespace of the node that is plain Linux.
+    pub fn plain_node(&self) -> &Namespace {
+        self.plain[0].namespace()
+    }
+
     /// The namespace of a pod.
     pub fn pod(&self, pod: PodPlan) -> &Namespace {
         &self.pods[pod.name]

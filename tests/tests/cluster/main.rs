@@ -12,6 +12,7 @@ mod probe;
 mod raw;
 
 mod announced;
+mod bandwidth;
 mod changes;
 mod direct;
 mod endings;

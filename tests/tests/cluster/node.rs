@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use wirelane::{
-    lab::plan::{CLIENT, NODE1},
+    lab::plan::{CLIENT, NODE1, NODE2},
     traffic::serve,
 };
 use wirelane_tests::privileged;
@@ -111,4 +111,73 @@ fn the_host_reaches_itself_through_a_service_and_load_balancers_addresses() {
     }
     rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
     server.join().unwrap();
+}
+
+#[test]
+fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new();
+    let host = bed.node1.namespace();
+    for (index, node) in NODE1.addresses().into_iter().enumerate() {
+        for (service, name) in [(TO_NEAR, NEAR.name), (TO_FAR, FAR.name)] {
+            let server = SocketAddr::new(node, service.node_port);
+            let answer = ask(host, server);
+            let gateway: [IpAddr; 2] = [NODE1.gateway_ipv4().into(), NODE1.gateway_ipv6().into()];
+            assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
+            assert_eq!(ask_udp(host, server), name, "{server}");
+        }
+        // Between the two of one rule (tests of `kernel::node_ports`), and nobody's: the node's own.
+        let listener = host.within(|| TcpListener::bind((node, 30_083))).unwrap().unwrap();
+        let stop = listener.try_clone().unwrap();
+        let server = std::thread::spawn(move || drop(serve(&listener, "host")));
+        assert_eq!(ask(host, SocketAddr::new(node, 30_083)).name, "host");
+        assert_eq!(ask(bed.pod(NEAR), SocketAddr::new(node, 30_083)).name, "host");
+        rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
+        server.join().unwrap();
+    }
+    // What no Service has any more is the node's alone.
+    bed.withdraw("services.yaml");
+    let rules = |family| host.ip(&format!("{family} rule")).unwrap();
+    wirelane::lab::eventually("the rules to go", PATIENCE, || {
+        let rules = rules("-4") + &rules("-6");
+        if rules.contains("lookup 87") { Err(rules) } else { Ok(()) }
+    })
+    .unwrap();
+    for family in ["-4", "-6"] {
+        assert!(rules(family).starts_with("0:\tfrom all lookup local"), "{}", rules(family));
+    }
+}
+
+#[test]
+fn pods_and_the_node_reach_host_network_backends_through_services() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new();
+    let host = bed.node1.namespace();
+    let start = |namespace: &wirelane::lab::Namespace, name: &'static str| {
+        let listener = namespace.within(|| TcpListener::bind("[::]:9000")).unwrap().unwrap();
+        let stop = listener.try_clone().unwrap();
+        (stop, std::thread::spawn(move || drop(serve(&listener, name))))
+    };
+    let servers = [start(host, "host"), start(bed.plain_node(), "node2")];
+    bed.apply("own.yaml", &service("own", 90, "", NODE1.addresses(), 9000));
+    let other = service("other", 91, "", NODE2.addresses(), 9000);
+    bed.apply(
+        "other.yaml",
+        &other.replace(&format!("nodeName: {}", NODE1.name), &format!("nodeName: {}", NODE2.name)),
+    );
+    for (number, name) in [(90, "host"), (91, "node2")] {
+        for address in (ServicePlan { name: "", number, node_port: 0 }).addresses() {
+            let server = SocketAddr::new(address, HTTP);
+            assert_eq!(ask(host, server).name, name, "{server} from the node");
+            assert_eq!(ask(bed.pod(NEAR), server).name, name, "{server} from a pod");
+        }
+    }
+    for (stop, server) in servers {
+        rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
+        server.join().unwrap();
+    }
 }

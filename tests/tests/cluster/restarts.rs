@@ -218,3 +218,18 @@ fn assert_new_connections(bed: &Bed) {
         }
     }
 }
+
+#[test]
+fn a_dataplane_that_is_started_too_early_waits_for_the_one_before_it() {
+    if !privileged() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let revision = bed.node1.daemons().status().unwrap().revision;
+    thread::sleep(Duration::from_millis(250));
+    bed.node1.replace_dataplane().unwrap();
+    let status = bed.node1.daemons().status().unwrap();
+    assert_eq!(status.started_from, "saved");
+    assert!(status.revision > revision);
+    assert_new_connections(&bed);
+}

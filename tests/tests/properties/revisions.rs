@@ -130,6 +130,7 @@ fn port() -> impl Strategy<Value = Step> {
         peer_mac: [2, 0, 0, 0, 1, pod],
         mtu: 1450,
         addresses: addresses.into_iter().take(2).collect(),
+        limits: None,
     });
     (0..3u16, prop::option::weighted(0.7, config))
         .prop_map(|(id, config)| Step::Port(FIRST_POD_PORT + id as PortId, config))

@@ -13,11 +13,11 @@ use tonic::{Streaming, transport::Channel};
 use wirelane_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
-        AttachPodRequest, AttachPodResponse, ControlStatusRequest, ControlStatusResponse, DetachPodRequest,
-        DropsRequest, DropsResponse, ExplainRequest, ExplainResponse, ExplainServiceRequest,
-        ExplainServiceResponse, Flow, FlowsRequest, Object, ProposeRequest, ProposeResponse, ServiceView,
-        ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse, control_client::ControlClient,
-        dataplane_client::DataplaneClient, snapshot_item::Item,
+        AttachPodRequest, AttachPodResponse, AttachPortRequest, ControlStatusRequest, ControlStatusResponse,
+        DetachPodRequest, DropsRequest, DropsResponse, ExplainRequest, ExplainResponse,
+        ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest, Object, ProposeRequest,
+        ProposeResponse, ServiceView, ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse,
+        control_client::ControlClient, dataplane_client::DataplaneClient, snapshot_item::Item,
     },
 };
 
@@ -201,6 +201,15 @@ impl Daemons {
     pub fn detach_pod(&self, pod: &str) -> Result<()> {
         let request = DetachPodRequest { pod: pod.to_owned() };
         self.control(async |mut client| client.detach_pod(request).await.map(|_| ()))
+    }
+
+    /// Has the dataplane open a pod's port, or have another bandwidth. It is the control process that does this; whoever
+    /// else does is a test.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn attach_port(&self, request: AttachPortRequest) -> Result<u32> {
+        self.dataplane(async |mut client| Ok(client.attach_port(request).await?.into_inner().port))
     }
 
     fn dataplane<T>(

@@ -1,6 +1,8 @@
 //! `wirelane`: the operator's command line.
 
 mod demo;
+mod doctor;
+mod install;
 mod show;
 mod whatif;
 
@@ -109,6 +111,15 @@ enum Command {
         /// The pod, as "namespace/name".
         pod: String,
     },
+    /// Check whether this node can run Wirelane, and say what to do where it cannot.
+    ///
+    /// Exits with 4 if something has to be done first.
+    Doctor(doctor::Doctor),
+    /// Print what a cluster needs to run on Wirelane, for `kubectl apply -f -`.
+    Install(install::Install),
+    /// Prepare a node's own folders, as the DaemonSets do, or clean them up.
+    #[command(subcommand)]
+    Node(install::node::Node),
     /// Build two nodes out of network namespaces on this machine, send real traffic through them, and say what held.
     Demo {
         /// Leave it running afterwards, and say what to try.
@@ -213,6 +224,9 @@ const DENIED: u8 = 3;
 /// While connections are left at backends that drain.
 const STILL_DRAINING: u8 = 2;
 
+/// Something on the node has to be changed before Wirelane can run.
+const UNFIT: u8 = 4;
+
 /// A change that would end or refuse connections.
 const WOULD_BREAK: u8 = 3;
 
@@ -300,6 +314,15 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             print(&|| show::attached_table(&attached), &|| show::attached_json(&attached))?;
         }
         Command::Detach { pod } => daemons.detach_pod(pod)?,
+        Command::Doctor(doctor) => {
+            let diagnosis = doctor.examine()?;
+            print(&|| diagnosis.table(), &|| diagnosis.json())?;
+            if !diagnosis.is_fit() {
+                return Ok(ExitCode::from(UNFIT));
+            }
+        }
+        Command::Install(asked) => self::print(&install::run(asked)?)?,
+        Command::Node(asked) => self::print(&install::node::run(asked)?)?,
         Command::Demo { remove: Some(name), .. } => wirelane::lab::Lab::remove(name)?,
         Command::Demo { keep, remove: None } => return demo::run(*keep),
         Command::Serve { name, port } => {

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use wirelane_proto::v1;
 use wirelane_proto::v1::object::Object as Kind;
 
-use crate::dataplane::Attachment;
+use crate::dataplane::{Attachment, Bandwidth};
 use crate::tables::build::Dangling;
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, NamedPort,
@@ -130,7 +130,13 @@ pub fn attachment(message: &v1::AttachPortRequest) -> Result<Attachment, Invalid
         pod: full_name("pod", &message.pod)?,
         mac: mac("mac", &message.mac)?,
         addresses,
+        bandwidth: message.bandwidth.map(bandwidth).unwrap_or_default(),
     })
+}
+
+fn bandwidth(message: v1::Bandwidth) -> Bandwidth {
+    let v1::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst } = message;
+    Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }
 }
 
 /// The pod that a port belongs to.

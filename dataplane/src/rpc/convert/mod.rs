@@ -15,5 +15,5 @@ pub use incoming::{
 };
 pub use outgoing::{
     action_message, address_messages, algorithm_message, attachment_message, backend_message,
-    frontend_message, key_message, object_message, protocol_message, tier_message,
+    bandwidth_message, frontend_message, key_message, object_message, protocol_message, tier_message,
 };

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use wirelane_proto::v1;
 use wirelane_proto::v1::object::Object as Kind;
 
-use crate::dataplane::Attachment;
+use crate::dataplane::{Attachment, Bandwidth};
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Masquerade, NamedPort, Object, ObjectKey, PortName,
     Rule, ServicePort, Tier, Usable,
@@ -109,7 +109,15 @@ pub fn attachment_message(attachment: &Attachment) -> v1::AttachPortRequest {
         pod: attachment.pod.clone(),
         mac: attachment.mac.to_vec(),
         addresses: address_messages(&attachment.addresses),
+        bandwidth: bandwidth_message(attachment.bandwidth),
     }
+}
+
+/// Limits as the contract has them; `None` if there are none.
+pub fn bandwidth_message(bandwidth: Bandwidth) -> Option<v1::Bandwidth> {
+    let Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst } = bandwidth;
+    let message = v1::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst };
+    (bandwidth != Bandwidth::default()).then_some(message)
 }
 
 /// Addresses as the contract has them.

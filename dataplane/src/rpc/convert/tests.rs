@@ -461,6 +461,11 @@ fn an_attachment_is_checked() {
         pod: "shop/web-1".into(),
         mac: vec![2, 0, 0, 0, 0, 1],
         addresses: vec![vec![10, 244, 1, 5]],
+        bandwidth: Some(v1::Bandwidth {
+            egress_rate: 1_000_000,
+            egress_burst: 8,
+            ..v1::Bandwidth::default()
+        }),
     };
     let parsed = attachment(&good).unwrap();
     assert_eq!(attachment_message(&parsed), good);

@@ -46,6 +46,7 @@ impl Node {
             peer_mac: [2, 0, 0, 0, 0, 2],
             mtu: 1450,
             addresses: addresses.iter().map(|address| Addr::v4(*address)).collect(),
+            limits: None,
         };
         builder.set_port(UPLINK_PORT, Some(port(PortKind::Uplink, "uplink", &[])));
         builder.set_port(HOST_PORT, Some(port(PortKind::Host, "host", &[])));

@@ -207,6 +207,7 @@ fn port(config: &PortConfig, objects: &Objects) -> Port {
         addresses,
         identity: identity.unwrap_or(0),
         admitted: config.kind != PortKind::Pod || identity.is_some(),
+        limits: config.limits.clone(),
         name: config.name.as_str().into(),
     }
 }

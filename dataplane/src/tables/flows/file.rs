@@ -89,6 +89,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether another process has it.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, OpenError::Locked(_))
+    }
+}
+
 /// Why a file does not fit. Its flows are lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its {field} is {found}; {expected} is expected")]

@@ -98,7 +98,7 @@ impl Share {
     }
 
     /// Which worker's.
-    pub(super) fn worker(&self) -> usize {
+    pub fn worker(&self) -> usize {
         self.worker
     }
 

@@ -124,6 +124,24 @@ impl WirelaneNode {
         answering(process, "the dataplane to answer", || self.daemons.status())
     }
 
+    /// Starts another dataplane, kills the one that there is once the new one waits for its end, and returns when the
+    /// new one answers.
+    ///
+    /// # Errors
+    /// As [`WirelaneNode::start_dataplane`].
+    pub fn replace_dataplane(&mut self) -> Result<()> {
+        let new = start(&self.namespace, &self.folder, "wirelane-dataplane")?;
+        eventually("the new dataplane to wait for the old one", START, || {
+            let log = new.log_tail(3);
+            if log.contains("waiting for its end") { Ok(()) } else { Err(log) }
+        })?;
+        if let Some(mut old) = self.dataplane.replace(new) {
+            old.kill()?;
+        }
+        let process = self.dataplane.as_mut().expect("it has just been put there");
+        answering(process, "the new dataplane to answer", || self.daemons.status())
+    }
+
     /// Starts the control process and returns when it answers and has reached the dataplane.
     ///
     /// # Errors

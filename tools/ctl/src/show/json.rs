@@ -207,6 +207,12 @@ fn port(port: &PortStatus) -> Value {
         "tx_packets": port.tx_packets,
         "tx_bytes": port.tx_bytes,
         "tx_full": port.tx_full,
+        "bandwidth": port.bandwidth.map(|limits| json!({
+            "ingress_rate": limits.ingress_rate,
+            "ingress_burst": limits.ingress_burst,
+            "egress_rate": limits.egress_rate,
+            "egress_burst": limits.egress_burst,
+        })),
     })
 }
 

@@ -20,7 +20,7 @@ pub use self::{
     explain::{explained_json, explained_table},
     explain_service::{service_explained_json, service_explained_table},
     flows::flows_table,
-    grid::bordered,
+    grid::{Column, bordered, grid},
     json::{attached_json, drops_json, flows_json, services_json},
     services::services_table,
     status::Status,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use wirelane::daemons::Error;
 use wirelane_proto::v1::{
-    ControlStatusResponse, PortStatus, Problem, SourceStanding, StatusResponse, WorkerStatus,
+    Bandwidth, ControlStatusResponse, PortStatus, Problem, SourceStanding, StatusResponse, WorkerStatus,
 };
 
 use super::{
@@ -220,6 +220,7 @@ fn ports(ports: &[PortStatus]) -> String {
         Number("tx_packets"),
         Number("tx_bytes"),
         Number("tx_full"),
+        Text("limits"),
     ];
     grid(
         columns,
@@ -236,9 +237,30 @@ fn ports(ports: &[PortStatus]) -> String {
                 port.tx_packets.to_string(),
                 port.tx_bytes.to_string(),
                 port.tx_full.to_string(),
+                limits(port.bandwidth.unwrap_or_default()),
             ]
         }),
     )
+}
+
+/// What a pod may receive and send, in bits per second.
+fn limits(bandwidth: Bandwidth) -> String {
+    let rate = |rate: u64| match rate {
+        0 => None,
+        1..1_000 => Some(format!("{rate} bit/s")),
+        1_000..1_000_000 => Some(format!("{} kbit/s", thousandths(rate))),
+        1_000_000..1_000_000_000 => Some(format!("{} Mbit/s", thousandths(rate / 1_000))),
+        _ => Some(format!("{} Gbit/s", thousandths(rate / 1_000_000))),
+    };
+    let directions = [("in", rate(bandwidth.ingress_rate)), ("out", rate(bandwidth.egress_rate))];
+    let limits: Vec<_> =
+        directions.into_iter().filter_map(|(name, rate)| Some(format!("{name} {}", rate?))).collect();
+    limits.join(", ")
+}
+
+/// With as many decimals as it has.
+fn thousandths(n: u64) -> f64 {
+    n as f64 / 1000.0
 }
 
 fn duration(seconds: u64) -> String {

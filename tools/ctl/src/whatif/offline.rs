@@ -108,6 +108,7 @@ fn node_tables(node: &str, objects: Vec<Object>) -> Result<Builder> {
         peer_mac: GATEWAY_MAC,
         mtu: u16::MAX,
         addresses: addresses.to_vec(),
+        limits: None,
     };
     builder.set_port(UPLINK_PORT, Some(port(PortKind::Uplink, "uplink", &[])));
     builder.set_port(HOST_PORT, Some(port(PortKind::Host, "host", &[])));
