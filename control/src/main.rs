@@ -51,6 +51,8 @@ struct Arguments {
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env_lossy();
+    // It says at every attempt that the API server is away, which we say once.
+    let filter = filter.add_directive("kube_client::client::builder=off".parse()?);
     let is_terminal = std::io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
