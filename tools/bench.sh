@@ -13,4 +13,6 @@ root=$(dirname "${BASH_SOURCE[0]}")/..
 PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
 program=report
 [ "${1:-}" != --instructions ] || { program=instructions && shift; }
+# The control process lies beside the report, which starts it.
+cargo build --release --manifest-path "$root/Cargo.toml" -p wirelane-control
 exec cargo run --release --manifest-path "$root/Cargo.toml" -p wirelane-bench --bin "$program" -- "$@"

@@ -8,7 +8,7 @@
 set -euo pipefail
 
 PROFILE=release NAME='' OUT=''
-programs=(wirelane-dataplane wirelane-control wirelane wirelane-cni)
+programs=(wirelane-dataplane wirelane-control wirelane)
 
 say() { printf 'image: %s\n' "$*"; }
 die() {
@@ -33,7 +33,9 @@ main() {
     NAME=${NAME:-localhost/wirelane:$version}
     target=${CARGO_TARGET_DIR:-target}
     OUT=${OUT:-$target/wirelane.tar}
-    cargo build --quiet --profile "$PROFILE" -p wirelane-dataplane -p wirelane-control -p wirelane -p wirelane-cni
+    cargo build --quiet --profile "$PROFILE" -p wirelane-dataplane -p wirelane-control -p wirelane
+    # The plugin runs on the node itself, which may have another C library: it brings its own.
+    plugin=$(tools/cni/build.sh)
     [ "$PROFILE" != dev ] || PROFILE=debug
 
     work=$(mktemp --directory)
@@ -53,9 +55,10 @@ root_folder() {
     for program in "${programs[@]}"; do
         install -m 755 "$built/$program" "$root/usr/local/bin/"
     done
+    install -m 755 "$plugin" "$root/usr/local/bin/"
     # The loader among them, each where it is on this system.
     for program in "${programs[@]}"; do
-        ldd "$built/$program" 2>/dev/null || true
+        ldd "$built/$program"
     done | grep --only-matching '/[^ ]*\.so[^ ]*' | sort --unique | while read -r library; do
         install -D -m 755 "$(realpath "$library")" "$root$library"
     done

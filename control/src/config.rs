@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -272,6 +273,11 @@ impl Config {
             config.manifests.get_or_insert_with(defaults::manifests);
         }
         Ok(config)
+    }
+
+    /// How long a change may take to be live before this node is called unhealthy.
+    pub fn health_timeout(&self) -> Duration {
+        Duration::from_secs(self.health_timeout_seconds.into())
     }
 
     /// What compiling goes by.

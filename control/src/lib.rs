@@ -10,8 +10,9 @@
 //! | [`push`] | the difference to the dataplane, one transaction after another |
 //!
 //! [`reconcile`] is the loop over the first three, with [`pools`], which gives load balancers their addresses. Beside them,
-//! [`attach`] makes the links of pods for [`cni`] and others, with addresses from [`ipam`], [`rpc`] answers on the control socket, [`health`] answers load balancers, [`config`]
-//! reads the configuration, and [`problem`] holds what any of them had to refuse.
+//! [`attach`] makes the links of pods for [`cni`] and others, with addresses from [`ipam`], [`rpc`] answers on the control socket,
+//! [`health`] answers load balancers, [`config`] reads the configuration, and [`problem`] holds what any of them had to refuse.
+//! Where there is an [`api`] server, [`publish`] writes back to it.
 
 pub mod api;
 pub mod attach;
@@ -27,6 +28,7 @@ pub mod model;
 pub mod pools;
 pub mod problem;
 pub mod proposal;
+pub mod publish;
 pub mod push;
 pub mod reconcile;
 pub mod rpc;

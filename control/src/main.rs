@@ -16,8 +16,9 @@ use wirelane_control::{
     config::Config,
     health::Health,
     ipam::Ipam,
-    pools::{NoStatus, Pools},
+    pools::{NoStatus, Pools, StatusWriter},
     problem::Problems,
+    publish::{Publisher, Statuses},
     push::{Desired, Pusher},
     reconcile::Reconciler,
     rpc::{ControlService, ControlSocket},
@@ -87,14 +88,17 @@ async fn run(
 
     let problems = Problems::default();
     let desired = Arc::new(Desired::default());
-    let source: Box<dyn Source> = match (&config.kubernetes, &config.manifests) {
-        (Some(access), _) => Box::new(Kube::new(access.clone(), Patience::default())),
-        (None, manifests) => Box::new(Dir::new(manifests.clone().unwrap_or_default())),
+    let kube =
+        config.kubernetes.clone().map(|access| (Kube::new(access.clone(), Patience::default()), access));
+    let statuses = Statuses::default();
+    let writer: Box<dyn StatusWriter> = match &kube {
+        Some(_) => Box::new(statuses.clone()),
+        None => Box::new(NoStatus),
     };
     let pools = (!config.pools.is_empty())
         .then(|| {
             let (node, allocator) = (config.node.clone(), config.allocator.clone());
-            Pools::open(config.pools.clone(), node, allocator, &config.state_folder, Box::new(NoStatus))
+            Pools::open(config.pools.clone(), node, allocator, &config.state_folder, writer)
         })
         .transpose()
         .context("addresses given to load balancers")?;
@@ -102,6 +106,25 @@ async fn run(
     let leases = Ipam::open(&config.state_folder, hold).context("pods that are attached")?;
     let (reconciler, cluster) = Reconciler::new(config.settings(), pools, desired.clone(), problems.clone());
     let (pusher, link) = Pusher::new(dataplane.clone(), desired.clone(), problems.clone());
+    let (source, publisher): (Box<dyn Source>, _) = match kube {
+        Some((kube, access)) => {
+            let publisher = Publisher {
+                node: config.node.clone(),
+                access,
+                patience: Patience::default(),
+                timeout: config.health_timeout(),
+                pools: config.pools.clone(),
+                statuses,
+                uids: kube.uids(),
+                desired: desired.clone(),
+                link: link.clone(),
+                cluster: cluster.clone(),
+                problems: problems.clone(),
+            };
+            (Box::new(kube), Some(publisher))
+        }
+        None => (Box::new(Dir::new(config.manifests.clone().unwrap_or_default())), None),
+    };
     let health = Health::new(&config, desired.clone(), cluster.checks(), problems.clone());
     let attacher =
         Attacher::new(config.node.clone(), dataplane.clone(), desired, cluster.clone(), link.clone(), leases);
@@ -131,6 +154,9 @@ async fn run(
     });
     let keeping = tokio::spawn(attacher.keep());
     let answering = tokio::spawn(health.run());
+    if let Some(publisher) = publisher {
+        tokio::spawn(publisher.run());
+    }
 
     let end = async {
         tokio::select! {

@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use tokio::sync::watch;
 use wirelane_proto::v1;
 
 /// One fault in the input.
@@ -49,12 +50,15 @@ pub enum Stage {
     Push,
     /// Serving health checks; the subject is where.
     Health,
+    /// Writing back to Kubernetes; the subject is what is not allowed.
+    Publish,
 }
 
 /// Every problem that stands now. Clones share the same list.
 #[derive(Clone, Default)]
 pub struct Problems {
     standing: Arc<Mutex<Standing>>,
+    changed: watch::Sender<()>,
 }
 
 /// By who found them, and in what.
@@ -68,12 +72,20 @@ impl Problems {
         let key = (stage, subject.to_owned());
         let before = if now.is_empty() { standing.remove(&key) } else { standing.insert(key, now.clone()) };
         let before = before.unwrap_or_default();
+        if before != now {
+            self.changed.send_replace(());
+        }
         for problem in before.difference(&now) {
             problem.log_gone();
         }
         for problem in now.difference(&before) {
             problem.log_new();
         }
+    }
+
+    /// Follows whether anything changes.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Everything that stands now, in order of file and object.

@@ -7,10 +7,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     compile::{Compiler, HealthCheck, Settings},
-    model::{Kind, Name, Uid},
+    model::{Key, Kind, Name, Uid},
     pools::Pools,
     problem::{Problems, Stage},
     proposal::Shadow,
+    publish::speaker,
     push::Desired,
     source::{Batch, Event},
     state::{Local, State, Touched},
@@ -59,6 +60,7 @@ enum Command {
     Pod(Name, oneshot::Sender<Option<PodView>>),
     Attach(Vec<(Name, Option<Local>)>, oneshot::Sender<u64>),
     Shadow(oneshot::Sender<Option<Box<Shadow>>>),
+    Speaks(Vec<Key>, oneshot::Sender<Vec<bool>>),
 }
 
 /// The loop has ended: the process is going down.
@@ -104,6 +106,16 @@ impl Cluster {
     pub async fn shadow(&self) -> Result<Option<Box<Shadow>>, Ended> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Shadow(reply)).await.map_err(|_| Ended)?;
+        answer.await.map_err(|_| Ended)
+    }
+
+    /// Whether this node is the one that speaks of these objects, of all that find the same fault with them.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn speaks(&self, keys: Vec<Key>) -> Result<Vec<bool>, Ended> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Speaks(keys, reply)).await.map_err(|_| Ended)?;
         answer.await.map_err(|_| Ended)
     }
 }
@@ -202,6 +214,12 @@ impl Reconciler {
                 let shadow =
                     || Box::new(Shadow { state: self.state.clone(), compiler: self.compiler.clone() });
                 _ = reply.send(self.is_synced.then(shadow));
+            }
+            Command::Speaks(keys, reply) => {
+                let node = &self.compiler.settings().node;
+                let allocator = self.pools.as_ref().and_then(Pools::allocator);
+                let speaks = |key| speaker::speaks(&self.state, node, allocator, key);
+                _ = reply.send(keys.iter().map(speaks).collect());
             }
         }
     }

@@ -8,6 +8,7 @@ mod flood;
 pub mod flows;
 mod fragments;
 pub mod idle;
+mod kube;
 pub mod lifecycle;
 pub mod limit;
 pub mod mixed;
@@ -48,6 +49,7 @@ pub const GROUPS: &[Group] = &[
     policy::GROUP,
     policies::GROUP,
     control::GROUP,
+    kube::GROUP,
     veth::GROUP,
     idle::GROUP,
     tables::GROUP,

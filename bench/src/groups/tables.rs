@@ -377,7 +377,7 @@ fn running() -> f64 {
 
 /// Ports that are there and carry nothing.
 #[derive(Debug)]
-struct NoPorts;
+pub(super) struct NoPorts;
 
 impl Ports for NoPorts {
     fn open(&self, _: PortId, _: &str) -> Result<Opened, PortError> {

@@ -207,10 +207,12 @@ impl Attacher {
         };
         let opened = self.open(&lease, Some((netns, mtu))).await;
         if opened.is_err() {
-            // Nobody has heard of the address.
-            links::delete(pod).await?;
-            self.cluster.attach(vec![(pod.clone(), None)]).await?;
-            self.leases.forget(owner).await?;
+            // Nobody has heard of the address. A lease that stays is found again.
+            let undone =
+                async { Ok::<_, AttachError>((self.sweep(pod).await?, self.leases.forget(owner).await?)) };
+            if let Err(error) = undone.await {
+                tracing::warn!(%pod, %error, "an attachment that failed is not all undone");
+            }
         }
         opened
     }

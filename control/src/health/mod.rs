@@ -43,7 +43,7 @@ impl Health {
         Self {
             healthz: config.healthz.clone(),
             check_addresses: config.health_check_addresses.clone(),
-            timeout: Duration::from_secs(config.health_timeout_seconds.into()),
+            timeout: config.health_timeout(),
             desired,
             checks,
             problems,

@@ -158,6 +158,21 @@ pub struct Key {
     pub name: Name,
 }
 
+impl Key {
+    /// The key that is written so.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (kind, name) = text.split_once(' ')?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        let (namespace, name) = match name.split_once('/') {
+            Some((namespace, name)) if kind.is_namespaced() => (Some(namespace), name),
+            None if !kind.is_namespaced() => (None, name),
+            _ => return None,
+        };
+        let name = Name::parse(kind, namespace, Some(name)).ok()?;
+        Some(Self { kind, name })
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.name)

@@ -26,6 +26,20 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// Who chooses from the pools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Chooser {
+    /// This node.
+    This {
+        /// Whether what a status shows may be what it wrote there.
+        reads_what_it_writes: bool,
+    },
+    /// Another node, whose choice will be seen.
+    Other,
+    /// None, for this reason.
+    Nobody(String),
+}
+
 /// Path of what stays empty for want of an address.
 const INGRESS: &str = "status.loadBalancer.ingress";
 
@@ -33,18 +47,20 @@ const INGRESS: &str = "status.loadBalancer.ingress";
 ///
 /// First come those who ask for certain ones, the oldest first: that is the same for whoever has the same pools and sees
 /// the same services, so these addresses are the same on all nodes. Then everybody keeps what they had, and then, if this
-/// node `may_choose`, the others get what is free.
+/// node is the `chooser`, the others get what is free.
 pub(super) fn allocate(
     pools: &[Pool],
     state: &State,
     before: &Assignments,
-    may_choose: Result<(), String>,
+    chooser: &Chooser,
 ) -> (Assignments, Vec<Refusal>) {
     let wanting = state.services().filter_map(|stored| {
         let service = &*stored.object;
         let balancer = service.load_balancer.as_ref()?;
-        (balancer.is_ours && !balancer.has_ingress && !service.cluster_ips.is_empty())
-            .then_some((service, balancer))
+        let is_open = !balancer.has_ingress
+            || (*chooser == Chooser::This { reads_what_it_writes: true }
+                && is_own(pools, state, before, service, balancer));
+        (balancer.is_ours && is_open && !service.cluster_ips.is_empty()).then_some((service, balancer))
     });
     let mut wanting: Vec<_> = wanting.collect();
     wanting.sort_by_key(|(service, _)| (service.created, &service.name));
@@ -70,7 +86,9 @@ pub(super) fn allocate(
     let mut unserved = Vec::new();
     for (service, balancer) in others {
         for is_ipv4 in [true, false].into_iter().filter(|&is_ipv4| service.has_family(is_ipv4)) {
-            let mut had = before.get(&service.name).into_iter().flatten().copied();
+            // Without a memory, the status is one.
+            let had = before.get(&service.name).unwrap_or(&balancer.addresses);
+            let mut had = had.iter().copied();
             let had = had.find(|address| address.is_ipv4() == is_ipv4);
             match had.filter(|&address| giving.may_have(service, balancer, address).is_ok()) {
                 Some(address) => giving.give(service, address),
@@ -78,10 +96,12 @@ pub(super) fn allocate(
             }
         }
     }
-    let refused = may_choose.err();
     for (service, balancer, is_ipv4) in unserved {
         let ranges = giving.ranges(balancer, is_ipv4);
-        if let Some(reason) = &refused {
+        if *chooser == Chooser::Other {
+            continue;
+        }
+        if let Chooser::Nobody(reason) = chooser {
             giving.refuse(service, INGRESS, reason.clone());
         } else if let Some(address) = giving.choose(service, &ranges) {
             giving.give(service, address);
@@ -99,6 +119,26 @@ pub(super) fn allocate(
         }
     }
     (giving.given, giving.refusals)
+}
+
+/// Whether the addresses that a load balancer's status shows are those that it was given before, or else of our pools and
+/// nobody else's.
+fn is_own(
+    pools: &[Pool],
+    state: &State,
+    before: &Assignments,
+    service: &Service,
+    balancer: &LoadBalancer,
+) -> bool {
+    let shown = &balancer.addresses;
+    let given = before.get(&service.name);
+    let is_of_pool = |address: &IpAddr| {
+        pools.iter().any(|pool| pool.addresses.iter().any(|range| range.contains(*address)))
+    };
+    let is_alone = |address: &IpAddr| state.services_at(*address).all(|name| *name == service.name);
+    !shown.is_empty()
+        && (given == Some(shown)
+            || (shown.iter().all(is_of_pool) && (given.is_some() || shown.iter().all(is_alone))))
 }
 
 /// What has been given so far.
@@ -139,14 +179,14 @@ impl<'a> Giving<'a> {
                 None => format!("{address} is in no pool"),
             });
         }
-        match self.holder(address) {
+        match self.holder(service, address) {
             Some(holder) => Err(format!("{address} is already the address of {holder}")),
             None => Ok(()),
         }
     }
 
     /// Who has an address, other than by the assignments that are being made anew.
-    fn holder(&self, address: IpAddr) -> Option<String> {
+    fn holder(&self, service: &Service, address: IpAddr) -> Option<String> {
         if self.nodes.contains(&address) {
             return Some("a node".to_owned());
         }
@@ -154,7 +194,8 @@ impl<'a> Giving<'a> {
             self.state.service(name).is_some_and(|stored| {
                 let balancer = stored.object.load_balancer.as_ref();
                 stored.object.external_ips.contains(&address)
-                    || balancer.is_some_and(|balancer| balancer.addresses.contains(&address))
+                    || (**name != service.name
+                        && balancer.is_some_and(|balancer| balancer.addresses.contains(&address)))
             })
         };
         let given = self.holders.get(&address).copied();
@@ -181,6 +222,6 @@ impl<'a> Giving<'a> {
             None
         };
         let offsets = (start..total).chain(0..start);
-        offsets.filter_map(at).find(|&address| self.holder(address).is_none())
+        offsets.filter_map(at).find(|&address| self.holder(service, address).is_none())
     }
 }

@@ -13,7 +13,7 @@ use std::{io, net::IpAddr, path::Path};
 use serde::Deserialize;
 
 pub(crate) use self::memory::FILE;
-use self::memory::Memory;
+use self::{allocate::Chooser, memory::Memory};
 pub use self::{
     allocate::{Assignments, Refusal},
     range::{InvalidRange, Range},
@@ -39,6 +39,11 @@ pub struct Pool {
 pub trait StatusWriter: Send {
     /// These, and no others.
     fn write(&mut self, service: &Name, addresses: &[IpAddr]);
+
+    /// Whether all nodes read what is written: one of them writes, and what a status shows may be what it wrote.
+    fn is_shared(&self) -> bool {
+        false
+    }
 }
 
 /// Where there is nobody to tell: the addresses are in the tables, and in the log.
@@ -95,7 +100,16 @@ impl Pools {
     /// Gives load balancers their addresses, and takes back those of services that want none any more. Returns what is
     /// wrong; nothing else is.
     pub fn settle(&mut self, state: &mut State, touched: &mut Touched) -> Vec<Problem> {
-        let (given, refusals) = allocate::allocate(&self.pools, state, &self.given, self.may_choose(state));
+        let may_choose = self.may_choose(state);
+        let is_shared = self.writer.is_shared();
+        let may_write = !is_shared || may_choose.is_ok();
+        let chooser = match may_choose {
+            Ok(()) => Chooser::This { reads_what_it_writes: is_shared },
+            // It will be read in the status.
+            Err(_) if is_shared && self.allocator.is_some() => Chooser::Other,
+            Err(reason) => Chooser::Nobody(reason),
+        };
+        let (given, refusals) = allocate::allocate(&self.pools, state, &self.given, &chooser);
         // Before anybody can come to rely on it.
         let mut problems = Vec::new();
         if self.is_unsaved || given != self.given {
@@ -115,17 +129,28 @@ impl Pools {
         }
         let before = std::mem::replace(&mut self.given, given);
         for name in before.keys().filter(|name| !self.given.contains_key(name)) {
-            self.writer.write(name, &[]);
+            if may_write {
+                self.writer.write(name, &[]);
+            }
             state.assign(name, Vec::new(), touched);
         }
         for (name, addresses) in &self.given {
-            if before.get(name) != Some(addresses) {
+            let is_written = match is_shared {
+                true => shows(state, name, addresses),
+                false => before.get(name) == Some(addresses),
+            };
+            if may_write && !is_written {
                 self.writer.write(name, addresses);
             }
             state.assign(name, addresses.clone(), touched);
         }
         problems.extend(refusals.into_iter().map(|refusal| problem(state, refusal)));
         problems
+    }
+
+    /// The node that is to choose addresses, where the configuration names it.
+    pub fn allocator(&self) -> Option<&str> {
+        self.allocator.as_deref()
     }
 
     /// Whether this node chooses addresses, or why not.
@@ -142,6 +167,12 @@ impl Pools {
             }
         }
     }
+}
+
+/// Whether a load balancer's status shows these addresses.
+fn shows(state: &State, service: &Name, addresses: &[IpAddr]) -> bool {
+    let balancer = state.service(service).and_then(|stored| stored.object.load_balancer.as_ref());
+    balancer.is_some_and(|balancer| balancer.addresses == addresses)
 }
 
 fn problem(state: &State, Refusal { service, field, reason }: Refusal) -> Problem {

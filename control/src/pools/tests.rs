@@ -10,13 +10,17 @@ use proptest::prelude::*;
 use super::*;
 use crate::source::manifest::{self, Format, Reading};
 
-/// What was written into statuses.
+/// What was written into statuses, and whether other nodes read it there.
 #[derive(Clone, Default)]
-struct Status(Arc<Mutex<Vec<String>>>);
+struct Status(Arc<Mutex<Vec<String>>>, bool);
 
 impl StatusWriter for Status {
     fn write(&mut self, service: &Name, addresses: &[IpAddr]) {
         self.0.lock().unwrap().push(format!("{service} {addresses:?}"));
+    }
+
+    fn is_shared(&self) -> bool {
+        self.1
     }
 }
 
@@ -33,7 +37,7 @@ const LAN: [&str; 2] = ["192.0.2.10-192.0.2.13", "2001:db8::/126"];
 impl Cluster {
     fn new(manifests: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (pools, status) = open(folder.path(), None);
+        let (pools, status) = open(folder.path(), None, false);
         let mut cluster = Self { folder, state: State::default(), pools, status, problems: Vec::new() };
         cluster.apply(manifests);
         cluster
@@ -60,8 +64,19 @@ impl Cluster {
 
     /// The process ends and another begins, which sees the same objects.
     fn restart(&mut self, allocator: Option<&str>) {
-        (self.pools, self.status) = open(self.folder.path(), allocator);
+        (self.pools, self.status) = open(self.folder.path(), allocator, self.status.1);
         self.settle();
+    }
+
+    /// From here on, statuses are where all nodes read them.
+    fn share(&mut self, allocator: Option<&str>) {
+        self.status.1 = true;
+        self.restart(allocator);
+    }
+
+    /// What was written since this was last asked.
+    fn written(&self) -> Vec<String> {
+        std::mem::take(&mut self.status.0.lock().unwrap())
     }
 
     fn addresses(&self, name: &str) -> Vec<String> {
@@ -69,13 +84,13 @@ impl Cluster {
     }
 }
 
-fn open(folder: &Path, allocator: Option<&str>) -> (Pools, Status) {
+fn open(folder: &Path, allocator: Option<&str>, is_shared: bool) -> (Pools, Status) {
     let pool = |name: &str, addresses: &[&str]| Pool {
         name: name.into(),
         addresses: addresses.iter().map(|range| range.parse().unwrap()).collect(),
     };
     let pools = vec![pool("lan", &LAN), pool("dmz", &["198.51.100.0/31"])];
-    let status = Status::default();
+    let status = Status(Arc::default(), is_shared);
     let allocator = allocator.map(str::to_owned);
     (Pools::open(pools, "n1".into(), allocator, folder, Box::new(status.clone())).unwrap(), status)
 }
@@ -216,6 +231,58 @@ fn of_several_nodes_only_the_allocator_chooses_and_all_honour_requests() {
     assert!(cluster.problems[0].contains("n2 chooses an address"), "{:?}", cluster.problems);
     cluster.restart(Some("n1"));
     assert_eq!((cluster.addresses("b").len(), cluster.problems.len()), (1, 0));
+}
+
+/// As [`balancer`], with this address in its status.
+fn shown(name: &str, second: u8, annotations: &str, address: &str) -> String {
+    let status = format!("}}, status: {{loadBalancer: {{ingress: [{{ip: \"{address}\"}}]}}}}}}\n");
+    balancer(name, second, annotations, "").replace("}}\n", &status)
+}
+
+#[test]
+fn what_was_written_where_all_read_it_is_read_again() {
+    let mut cluster = Cluster::new(&node("n1"));
+    cluster.share(None);
+    cluster.apply(&balancer("a", 1, "", ""));
+    let a = cluster.addresses("a").remove(0);
+    assert_eq!(cluster.written(), [format!("x/a [{a}]")]);
+    cluster.settle();
+    assert_eq!(cluster.written(), [format!("x/a [{a}]")], "until the status shows it");
+    cluster.apply(&shown("a", 1, "", &a));
+    assert_eq!((cluster.written(), cluster.addresses("a")), (vec![], vec![a.clone()]));
+
+    // Without its memory, the status is one; also for whoever comes later.
+    std::fs::remove_file(cluster.folder.path().join("addresses.json")).unwrap();
+    cluster.restart(None);
+    assert_eq!((cluster.written(), cluster.addresses("a")), (vec![], vec![a.clone()]));
+    cluster.apply(&balancer("b", 0, &format!("wirelane.io/addresses: \"{a}\""), ""));
+    assert_eq!((cluster.addresses("b").len(), cluster.problems.len()), (0, 1), "it has been given away");
+    cluster.delete("b");
+
+    // It asks for another.
+    let wanted = if a == "192.0.2.10" { "192.0.2.11" } else { "192.0.2.10" };
+    cluster.written();
+    cluster.apply(&shown("a", 1, &format!("wirelane.io/addresses: {wanted}"), &a));
+    assert_eq!(cluster.written().last().unwrap(), &format!("x/a [{wanted}]"));
+    // Another's address is another's doing.
+    cluster.apply(&shown("a", 1, "", "203.0.113.9"));
+    assert_eq!(cluster.addresses("a"), [""; 0]);
+}
+
+#[test]
+fn where_all_read_statuses_only_the_allocator_writes() {
+    let mut cluster = Cluster::new(&(node("n1") + &node("n2")));
+    cluster.share(Some("n2"));
+    cluster.apply(&balancer("a", 1, "", ""));
+    cluster.apply(&balancer("b", 2, "wirelane.io/addresses: 192.0.2.11", ""));
+    assert_eq!((cluster.written(), cluster.problems.len()), (vec![], 0), "it will be seen in the status");
+    assert_eq!(cluster.addresses("b"), ["192.0.2.11"]);
+    cluster.share(Some("n1"));
+    assert_eq!(cluster.written().len(), 2);
+    // Nobody is to choose: that is said.
+    cluster.share(None);
+    cluster.apply(&balancer("c", 3, "", ""));
+    assert_eq!(cluster.problems.len(), 1, "{:?}", cluster.problems);
 }
 
 #[test]

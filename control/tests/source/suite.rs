@@ -1,5 +1,7 @@
 //! What holds of every source.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 use wirelane_control::model::Object;
 
@@ -133,8 +135,9 @@ fn what_a_pod_is_shows(place: &mut dyn Place) {
     web["status"] = json!({ "phase": "Running", "podIP": "10.0.0.7", "podIPs": [{ "ip": "10.0.0.7" }, { "ip": "fd00::7" }] });
     place.put(&web);
     followed.until("it has addresses", |followed| {
-        seen(followed)
-            .is_some_and(|pod| pod.addresses == ["10.0.0.7", "fd00::7"].map(|ip| ip.parse().unwrap()))
+        seen(followed).is_some_and(|pod| {
+            pod.addresses == ["10.0.0.7", "fd00::7"].map(|ip| ip.parse::<IpAddr>().unwrap())
+        })
     });
     web["status"]["phase"] = "Succeeded".into();
     place.put(&web);

@@ -178,10 +178,11 @@ impl ApiServer {
         self.store().compact();
     }
 
-    /// Says in all watches how far it is.
-    pub fn bookmark(&self) {
-        self.store().bookmark();
+    /// Says in all watches how far it is, and returns that.
+    pub fn bookmark(&self) -> u64 {
+        let version = self.store().bookmark();
         self.wake();
+        version
     }
 
     /// From now on, lists of a resource are as they are now, until it behaves again.

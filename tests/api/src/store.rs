@@ -289,12 +289,13 @@ impl Store {
         }
     }
 
-    pub(crate) fn bookmark(&mut self) {
+    pub(crate) fn bookmark(&mut self) -> u64 {
         self.version += 1;
         let version = self.version;
         for collection in self.collections.values_mut() {
             collection.happened.push_back(Happened { version, before: None, after: None });
         }
+        version
     }
 
     fn collection(&mut self, resource: Resource) -> &mut Collection {

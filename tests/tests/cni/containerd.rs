@@ -8,10 +8,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use rustix::{
-    mount::{UnmountFlags, unmount},
-    process::{Pid, Signal, kill_process},
-};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -161,7 +158,7 @@ impl Drop for Containerd {
         let below =
             mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(&folder));
         for at in below.collect::<Vec<_>>().into_iter().rev() {
-            _ = unmount(at, UnmountFlags::DETACH);
+            _ = Command::new("umount").args(["--lazy", at]).status();
         }
         for controller in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             _ = fs::remove_dir(controller.path().join(self.cgroup.trim_start_matches('/')));
@@ -203,7 +200,7 @@ fn write_image(folder: &Path) -> PathBuf {
     fs::create_dir_all(root.join("bin")).unwrap();
     fs::create_dir_all(root.join("www")).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("tools/setup.sh installs busybox-static");
-    for applet in ["sh", "hostname", "httpd", "wget"] {
+    for applet in ["sh", "hostname", "httpd", "nc", "sleep"] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     let archive = |of: &Path, into: &Path| {

@@ -197,9 +197,7 @@ impl<'a> Follow<'a> {
             match ended {
                 Ended::Lost(why) => return Ok(why),
                 Ended::Over if begun.elapsed() >= self.patience.backoff.0 => {}
-                // Taken up again where it was: nothing is missed, if that goes.
-                Ended::Over | Ended::Failed(_) if was_open => sleep(self.backoff.next(None)).await,
-                Ended::Over => {}
+                Ended::Over => sleep(self.backoff.next(None)).await,
                 Ended::Failed(error) => {
                     if matches!(error.code(), Some(code) if code != UNAUTHORIZED && code != FORBIDDEN) {
                         let since = refused_since.get_or_insert(begun);
@@ -208,7 +206,12 @@ impl<'a> Follow<'a> {
                             return Ok(error.to_string());
                         }
                     }
-                    self.failed(error).await?;
+                    if was_open {
+                        // Taken up again where it was: nothing is missed, if that goes.
+                        sleep(self.backoff.next(error.retry_after())).await;
+                    } else {
+                        self.failed(error).await?;
+                    }
                 }
             }
         }
@@ -236,8 +239,8 @@ impl<'a> Follow<'a> {
         loop {
             let ended = match timeout(self.patience.silence, lines.next()).await {
                 Ok(Ok(Some(bytes))) => {
-                    has_said = true;
                     let read = self.read(&bytes, version, &mut batch);
+                    has_said |= read.is_ok();
                     self.send(&mut batch).await?;
                     match read {
                         Ok(()) => continue,

@@ -147,7 +147,6 @@ impl FromStr for Setting {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use wirelane_control::source::manifest;
 
     use super::*;
 

@@ -1,0 +1,127 @@
+//! The condition NetworkUnavailable of this node.
+//!
+//! Kubernetes keeps pods off a node of which it is true, but for those that tolerate it. Others clear it once, as flannel and
+//! Cilium do, or set it when they end, too, as Calico does, which has a network that broke down later look well. Here it is
+//! cleared when everything is live on every worker, and set when that has not been so for as long as makes the node
+//! unhealthy for load balancers. The end of this process sets nothing: the dataplane goes on, and the next process is coming.
+
+use std::{sync::Arc, time::Duration};
+
+use hyper::Method;
+use k8s_openapi::jiff::{Timestamp, Unit};
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use super::{Desk, NOT_FOUND};
+use crate::{
+    api::{self, ApiError, jitter},
+    model::{Key, Kind, Name},
+    push::{Desired, Link},
+};
+
+/// Its name.
+const TYPE: &str = "NetworkUnavailable";
+/// How often to look at how things stand where nobody says that they changed.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often to see whether it still says what it is to say, about: a Node may be made anew.
+const CHECK: Duration = Duration::from_secs(300);
+
+/// Who keeps it.
+pub(super) struct Condition {
+    desk: Desk,
+    node: String,
+    timeout: Duration,
+    desired: Arc<Desired>,
+    link: watch::Receiver<Link>,
+}
+
+impl Condition {
+    pub(super) fn new(
+        desk: Desk,
+        node: String,
+        timeout: Duration,
+        desired: Arc<Desired>,
+        link: watch::Receiver<Link>,
+    ) -> Self {
+        Self { desk, node, timeout, desired, link }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut backoff = self.desk.backoff();
+        let (mut said, mut next_check) = (None, Instant::now());
+        loop {
+            let is_up = self.is_up();
+            if is_up.is_some() && (is_up != said || Instant::now() >= next_check) {
+                match self.put(is_up == Some(true)).await {
+                    Ok(()) => {
+                        said = is_up;
+                        next_check = Instant::now() + CHECK / 2 + jitter(CHECK);
+                        backoff.reset();
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the condition of this node's network cannot be written: trying again");
+                        sleep(backoff.next(error.retry_after())).await;
+                        continue;
+                    }
+                }
+            }
+            tokio::select! {
+                changed = self.link.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Whether this node has a network; `None` where that is still to be seen.
+    fn is_up(&self) -> Option<bool> {
+        match self.desired.freshness().pending_since {
+            None => Some(true),
+            Some(since) => (since.elapsed() >= self.timeout).then_some(false),
+        }
+    }
+
+    async fn put(&self, is_up: bool) -> Result<(), ApiError> {
+        let path = api::path(&Key { kind: Kind::Node, name: Name::new("", &*self.node) });
+        let node = self.desk.call("get nodes", api::get(&path, "application/json")).await?;
+        let (status, reason, message) = if is_up {
+            ("False", "WirelaneIsUp", "Wirelane's tables are live on every worker of this node")
+        } else {
+            (
+                "True",
+                "WirelaneIsDown",
+                "Wirelane's dataplane is away, or its tables are not what they are to be",
+            )
+        };
+        let conditions = node["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+        let known = conditions.iter().find(|condition| condition["type"] == TYPE);
+        if known.is_some_and(|known| known["status"] == status && known["reason"] == reason) {
+            return Ok(());
+        }
+        let now = Timestamp::now().round(Unit::Second).unwrap_or_default().to_string();
+        let since = known.filter(|known| known["status"] == status);
+        let since = since.map_or_else(|| json!(now), |known| known["lastTransitionTime"].clone());
+        // Of conditions this merges the one with this type, and leaves the kubelet's alone.
+        let change = json!({ "status": { "conditions": [{
+            "type": TYPE,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": since,
+        }] } });
+        let content = "application/strategic-merge-patch+json";
+        let request = api::send(Method::PATCH, &format!("{path}/status"), content, &change);
+        match self.desk.call("patch nodes/status", request).await {
+            // Gone since it was looked at; its next form is looked at in its time.
+            Err(error) if error.code() == Some(NOT_FOUND) => Ok(()),
+            answer => answer.map(|_| tracing::info!(status, reason, "the condition of this node's network")),
+        }
+    }
+}
