@@ -219,7 +219,7 @@ mod tests {
         /// Who always has something to send gets the rate, however it falls on ticks and workers.
         #[test]
         fn in_the_long_run_the_rate_is_reached(
-            rate in prop_oneof![50_000..1_000_000u64, 1_000_000..1_000_000_000u64],
+            rate in prop_oneof![50_000..1_000_000u64, 1_000_000..20_000_000u64],
             workers in 1..5usize,
             bytes in 60..4000usize,
             step in 1..20u64,
@@ -238,7 +238,7 @@ mod tests {
             };
             // The burst is over then.
             send(1000, 0);
-            const SECONDS: u64 = 100;
+            const SECONDS: u64 = 20;
             let bits = send(1000 + SECONDS * 1000, 1000);
             let wanted = rate * SECONDS;
             // A frame, or a step, more or less.
