@@ -317,8 +317,8 @@ fn local(name: &Name, ip: u8) -> Local {
     Local {
         node: "n0".into(),
         addresses: vec![[10, 0, 0, ip].into()],
-        host_ports: if ip % 2 == 0 { vec![host_port] } else { Vec::new() },
-        pod: (ip % 3 == 0).then(|| pod.into()),
+        host_ports: if ip.is_multiple_of(2) { vec![host_port] } else { Vec::new() },
+        pod: ip.is_multiple_of(3).then(|| pod.into()),
     }
 }
 

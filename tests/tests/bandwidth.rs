@@ -20,7 +20,7 @@ fn a_pod_sends_no_more_than_its_rate_and_one_burst() {
     let mut node = node(Bandwidth { egress_rate: RATE, egress_burst: BURST, ..Bandwidth::default() });
     let packet = from_to("10.244.1.10", "10.244.1.11").link(pod_mac(WEB), GATEWAY_MAC);
     let bits = send_for(&mut node, 20_000, WEB, &packet, API);
-    assert!(bits <= BURST + 20 * RATE && bits >= 20 * RATE * 99 / 100, "{bits} bits");
+    assert!((20 * RATE * 99 / 100..=BURST + 20 * RATE).contains(&bits), "{bits} bits");
     // The pod's answers are its traffic, too; what it receives is not.
     let answer = from_to("10.244.1.11", "10.244.1.10").link(pod_mac(API), GATEWAY_MAC);
     assert_eq!(send_for(&mut node, 1000, API, &answer, WEB), 1000 * 10 * FRAME);
@@ -35,7 +35,7 @@ fn a_pod_receives_no_more_than_its_rate_and_one_burst() {
     let mut node = node(Bandwidth { ingress_rate: RATE, ingress_burst: BURST, ..Bandwidth::default() });
     let packet = from_to("10.244.1.11", "10.244.1.10").link(pod_mac(API), GATEWAY_MAC);
     let bits = send_for(&mut node, 20_000, API, &packet, WEB);
-    assert!(bits <= BURST + 20 * RATE && bits >= 20 * RATE * 99 / 100, "{bits} bits");
+    assert!((20 * RATE * 99 / 100..=BURST + 20 * RATE).contains(&bits), "{bits} bits");
     let outcome = node.inject(API, packet);
     assert_eq!((outcome.sent.len(), outcome.moved.of("drop bandwidth_ingress")), (0, 1));
     // Not plain packets either, nor the answers that it gets from here.
