@@ -9,7 +9,7 @@ use wirelane::{
 use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, ask, ask_udp, pairs},
+    bed::{Bed, PATIENCE, Shape, ask, ask_udp, pairs},
     objects::{ALL, ANSWERS, FAR, HTTP, NAMESPACE, NEAR, ServicePlan, TO_FAR, TO_NEAR},
     probe::{Probe, What},
 };
@@ -118,7 +118,8 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
     if !privileged() {
         return;
     }
-    let bed = Bed::new();
+    // Connections that go on keep their ports for the grace.
+    let bed = Bed::shaped(Shape { backend_grace: Some(1), ..Shape::default() });
     let host = bed.node1.namespace();
     for (index, node) in NODE1.addresses().into_iter().enumerate() {
         for (service, name) in [(TO_NEAR, NEAR.name), (TO_FAR, FAR.name)] {
@@ -137,10 +138,10 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
         rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
         server.join().unwrap();
     }
-    // What no Service has any more is the node's alone.
+    // What no Service has any more is the node's alone, once whoever was connected has been told for a while.
     bed.withdraw("services.yaml");
     let rules = |family| host.ip(&format!("{family} rule")).unwrap();
-    wirelane::lab::eventually("the rules to go", PATIENCE, || {
+    wirelane::lab::eventually("the rules to go", 3 * PATIENCE, || {
         let rules = rules("-4") + &rules("-6");
         if rules.contains("lookup 87") { Err(rules) } else { Ok(()) }
     })

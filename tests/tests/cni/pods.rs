@@ -237,10 +237,12 @@ impl Left {
         let dataplane = node.wirelane.dataplane().unwrap().id();
         let lines = |text: String| text.lines().count();
         let on_node = node.wirelane.namespace();
+        // Those that the kernel makes itself for an address come when it has been seen to be nobody else's.
+        let routes = |text: String| text.lines().filter(|line| !line.contains("proto kernel")).count();
         Left {
             links: lines(on_node.ip("-o link").unwrap()),
-            routes: lines(on_node.ip("route show table all").unwrap())
-                + lines(on_node.ip("-6 route show table all").unwrap()),
+            routes: routes(on_node.ip("route show table all").unwrap())
+                + routes(on_node.ip("-6 route show table all").unwrap()),
             rules: lines(on_node.ip("rule").unwrap()) + lines(on_node.ip("-6 rule").unwrap()),
             ports: node.ports().len(),
             leases: node.remembered()["leases"].as_array().map_or(0, Vec::len),

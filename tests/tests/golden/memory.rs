@@ -16,6 +16,8 @@ const WITHOUT_ROW: &[(DropReason, &str)] = &[
     (DropReason::FragmentTimeout, "needs half a minute: fragments.rs"),
     (DropReason::FragmentOverflow, "needs very many packets: fragments.rs"),
     (DropReason::NoSpareFrame, "needs more large packets at once than there are frames lent: fragments.rs"),
+    (DropReason::BandwidthIngress, "needs a limit: bandwidth.rs"),
+    (DropReason::BandwidthEgress, "needs a limit: bandwidth.rs"),
     (DropReason::NoHeadroom, "every port leaves room for all headers: none can be missing"),
 ];
 

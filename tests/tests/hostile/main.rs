@@ -54,8 +54,14 @@ fn a_million_hostile_frames_move_counters_and_nothing_else() {
 
 /// Reasons that no hostile frame leads to: there is always room for headers, there are frames for pieces, and no limit
 /// is set.
-const NEVER: &[DropReason] =
-    &[DropReason::NoSpareFrame, DropReason::NoHeadroom, DropReason::PodLimit, DropReason::SourceLimit];
+const NEVER: &[DropReason] = &[
+    DropReason::NoSpareFrame,
+    DropReason::NoHeadroom,
+    DropReason::PodLimit,
+    DropReason::SourceLimit,
+    DropReason::BandwidthIngress,
+    DropReason::BandwidthEgress,
+];
 
 fn table(drops: &[u64]) -> String {
     let lines =
