@@ -207,7 +207,7 @@ fn config(folder: &Path) -> String {
          [grpc]\naddress = {socket:?}\n\
          [plugins.\"io.containerd.internal.v1.opt\"]\npath = {opt:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\nrestrict_oom_score_adj = true\n\
-         disable_apparmor = true\nnetns_mounts_under_state_dir = true\n\
+         disable_apparmor = true\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nRoot = {runc:?}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {bin:?}\nconf_dir = {conf:?}\n",
