@@ -21,6 +21,7 @@ pub mod cni;
 pub mod compile;
 pub mod config;
 mod durable;
+mod election;
 mod hash;
 pub mod health;
 pub mod ipam;

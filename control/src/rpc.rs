@@ -17,10 +17,12 @@ use wirelane_proto::v1::{
 
 use crate::{
     attach::{
-        self, Addresses, AttachError, Attacher, Bandwidth, LinkError, PodKind, owner_of_pod, parse_address,
-        parse_pod,
+        self, Addresses, AttachError, Attacher, Bandwidth, LinkError, PodKind, owner_of_pod, parse_pod,
     },
-    cni::{self, parse::interface_name},
+    cni::{
+        self,
+        parse::{addresses, interface_name},
+    },
     compile::address_bytes,
     ipam::LeaseError,
     problem::Problems,
@@ -259,9 +261,7 @@ fn parse_attach(request: v1::AttachPodRequest) -> Result<attach::Request, Status
     if request.netns.is_empty() {
         return Err(Status::invalid_argument("netns: is missing"));
     }
-    let addresses: Option<Vec<_>> = request.addresses.iter().map(|bytes| parse_address(bytes)).collect();
-    let addresses =
-        addresses.ok_or_else(|| Status::invalid_argument("addresses: one has neither 4 nor 16 bytes"))?;
+    let addresses = addresses("addresses", &request.addresses)?;
     let ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
     if ipv4 > 1 || addresses.len() - ipv4 > 1 {
         return Err(Status::invalid_argument("addresses: more than one of the same IP family"));

@@ -54,6 +54,16 @@ pub fn path(Key { kind, name }: &Key) -> String {
     }
 }
 
+/// What an API server refuses with.
+pub(crate) mod code {
+    pub(crate) const UNAUTHORIZED: u16 = 401;
+    pub(crate) const FORBIDDEN: u16 = 403;
+    pub(crate) const NOT_FOUND: u16 = 404;
+    pub(crate) const CONFLICT: u16 = 409;
+    /// What came after a version is no longer known, or the rest of a list.
+    pub(crate) const GONE: u16 = 410;
+}
+
 /// Why a request was not answered as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {

@@ -40,6 +40,7 @@ use crate::{
     model::{HostPort, Mac, Name, Uid},
     push::{self, Desired, Link, PushError},
     reconcile::{Cluster, Ended, PodView},
+    state::Local,
 };
 
 /// How long an attachment waits for the pod's object to come.
@@ -346,11 +347,7 @@ impl Attacher {
     }
 
     /// Remembers a port that the dataplane has and no lease is about: the memory was lost, and the link is still there.
-    async fn adopt_port(
-        &self,
-        pod: Name,
-        port: &v1::PortStatus,
-    ) -> Option<(Name, Option<crate::state::Local>)> {
+    async fn adopt_port(&self, pod: Name, port: &v1::PortStatus) -> Option<(Name, Option<Local>)> {
         if self.lease_of(&pod).is_some() || !links::exists(&port.interface) {
             return None;
         }
@@ -452,7 +449,7 @@ impl Attacher {
     }
 
     fn lease_of(&self, pod: &Name) -> Option<Lease<Record>> {
-        self.leases.leases().into_iter().find(|lease| lease.what.pod == *pod)
+        self.leases.find(|lease| lease.what.pod == *pod)
     }
 
     /// The pod that is to be attached, once it is known.

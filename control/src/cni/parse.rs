@@ -66,7 +66,8 @@ pub(super) fn pod_of(message: Option<v1::CniPod>) -> Result<Option<(Name, Option
     Ok(Some((pod, Uid::of(&uid))))
 }
 
-pub(super) fn addresses(field: &str, messages: &[Vec<u8>]) -> Result<Vec<IpAddr>, Status> {
+/// Addresses of 4 or 16 bytes.
+pub(crate) fn addresses(field: &str, messages: &[Vec<u8>]) -> Result<Vec<IpAddr>, Status> {
     let addresses: Option<_> = messages.iter().map(|bytes| parse_address(bytes)).collect();
     addresses.ok_or_else(|| invalid(field, "one has neither 4 nor 16 bytes"))
 }

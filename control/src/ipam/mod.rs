@@ -190,6 +190,11 @@ impl<T: Clone + Serialize + DeserializeOwned + Send + 'static> Ipam<T> {
         self.inner().book.lease(owner)
     }
 
+    /// The first one that is meant, in order of owner.
+    pub fn find(&self, is_meant: impl FnMut(&Lease<T>) -> bool) -> Option<Lease<T>> {
+        self.inner().book.leases().find(is_meant)
+    }
+
     /// All of them, in order of owner.
     pub fn leases(&self) -> Vec<Lease<T>> {
         self.inner().book.leases().collect()

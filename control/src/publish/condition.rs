@@ -15,9 +15,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Desk, NOT_FOUND};
+use super::Desk;
 use crate::{
-    api::{self, ApiError, jitter},
+    api::{self, ApiError, code::NOT_FOUND, jitter},
     model::{Key, Kind, Name},
     push::{Desired, Link},
 };

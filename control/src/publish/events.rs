@@ -14,9 +14,12 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{CONFLICT, Desk, NOT_FOUND, is_worth_another_attempt};
+use super::{Desk, is_worth_another_attempt};
 use crate::{
-    api::{self, ApiError},
+    api::{
+        self, ApiError,
+        code::{CONFLICT, NOT_FOUND},
+    },
     hash::StableHash,
     model::Key,
     problem::{Problem, Problems, Severity},

@@ -17,7 +17,10 @@ use tokio::sync::watch;
 
 pub use self::services::Statuses;
 use crate::{
-    api::{Access, ApiError, Backoff, Connection},
+    api::{
+        Access, ApiError, Backoff, Connection,
+        code::{CONFLICT, FORBIDDEN, UNAUTHORIZED},
+    },
     pools::Pool,
     problem::{Problem, Problems, Severity, Stage},
     push::{Desired, Link},
@@ -74,10 +77,6 @@ struct Desk {
     backoff: (Duration, Duration),
 }
 
-const FORBIDDEN: u16 = 403;
-const NOT_FOUND: u16 = 404;
-const CONFLICT: u16 = 409;
-
 impl Desk {
     /// Asks the API server to do something, called as roles call it. That it is not allowed is a problem until it is,
     /// however many objects it is asked of.
@@ -117,7 +116,7 @@ fn is_going(error: &ApiError) -> bool {
 /// Whether another attempt may go better.
 fn is_worth_another_attempt(error: &ApiError) -> bool {
     match error.code() {
-        Some(401 | FORBIDDEN | CONFLICT | 408 | 429) => !is_going(error),
+        Some(UNAUTHORIZED | FORBIDDEN | CONFLICT | 408 | 429) => !is_going(error),
         Some(400..500) => false,
         _ => true,
     }

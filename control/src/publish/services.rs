@@ -13,9 +13,12 @@ use hyper::Method;
 use serde_json::{Value, json};
 use tokio::{sync::Notify, time::sleep};
 
-use super::{CONFLICT, Desk, NOT_FOUND, is_worth_another_attempt};
+use super::{Desk, is_worth_another_attempt};
 use crate::{
-    api::{self, ApiError},
+    api::{
+        self, ApiError,
+        code::{CONFLICT, NOT_FOUND},
+    },
     model::{Key, Kind, Name},
     pools::{Pool, StatusWriter},
 };

@@ -1,7 +1,7 @@
 //! Who speaks of an object, of all the nodes that find the same fault with it.
 
 use crate::{
-    hash::StableHash,
+    election::{elect, fit},
     model::{Key, Kind},
     state::State,
 };
@@ -22,13 +22,8 @@ pub(crate) fn speaks(state: &State, node: &str, allocator: Option<&str>, key: &K
     {
         return allocator == node;
     }
-    let nodes = || state.nodes().map(|stored| &*stored.object);
-    let ready = || nodes().filter(|node| node.is_ready && !node.is_leaving);
-    let is_any_ready = ready().next().is_some();
-    let may = nodes().filter(|node| !is_any_ready || (node.is_ready && !node.is_leaving));
-    let about = key.to_string();
-    let hash = |node: &str| StableHash::new().part(about.as_bytes()).part(node.as_bytes()).finish();
-    let elected = may.map(|node| &*node.name.name).max_by_key(|node| (hash(node), *node));
+    let may = fit(state.nodes().map(|stored| &*stored.object)).into_iter();
+    let elected = elect(key.to_string().as_bytes(), may.map(|node| &*node.name.name));
     elected == Some(node)
 }
 

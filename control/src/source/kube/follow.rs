@@ -14,16 +14,14 @@ use super::{
     catalog::{self, Catalog},
 };
 use crate::{
-    api::{ApiError, Backoff, Connection, Refusal, jitter},
+    api::{
+        ApiError, Backoff, Connection, Refusal,
+        code::{FORBIDDEN, GONE, NOT_FOUND, UNAUTHORIZED},
+        jitter,
+    },
     model::{Fault, Kind},
     source::{Batch, Event},
 };
-
-/// The status that says that what came after a version is no longer known, or the rest of a list.
-const GONE: u16 = 410;
-const NOT_FOUND: u16 = 404;
-const FORBIDDEN: u16 = 403;
-const UNAUTHORIZED: u16 = 401;
 
 /// The loop of one kind.
 pub(super) struct Follow<'a> {

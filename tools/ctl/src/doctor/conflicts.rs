@@ -2,14 +2,11 @@
 
 use wirelane_control::config::Config;
 
-use super::{Finding, host::Host};
+use super::{Finding, Run, host::Host};
 
 /// What container runtimes take for the configuration of a network.
 const CONFIGURATIONS: [&str; 3] = [".conf", ".conflist", ".json"];
 const CNI_FOLDER: &str = "etc/cni/net.d";
-
-/// What a program prints, if it is there and succeeds.
-type Run<'a> = &'a dyn Fn(&str, &[&str]) -> Option<String>;
 
 pub(super) fn examine(host: &Host, config: &Config, run: Run<'_>) -> Vec<Finding> {
     vec![network(host), kube_proxy(host, run), tunnel(host, config.vxlan_port), local_ports(host, config)]

@@ -76,7 +76,7 @@ impl Doctor {
         };
         let host = Host::new(Path::new("/"));
         let mut findings = system::examine(&host, &dataplane);
-        findings.extend(nic::examine(&host, self.uplink.as_deref(), &dataplane, &control));
+        findings.extend(nic::examine(&host, self.uplink.as_deref(), &dataplane, &control, &run));
         findings.extend(conflicts::examine(&host, &control, &run));
         Ok(Diagnosis(findings))
     }
@@ -134,6 +134,9 @@ impl State {
         }
     }
 }
+
+/// As [`run`], or what tests have in its place.
+type Run<'a> = &'a dyn Fn(&str, &[&str]) -> Option<String>;
 
 /// What a program prints, if it is there and succeeds.
 fn run(program: &str, arguments: &[&str]) -> Option<String> {

@@ -4,7 +4,7 @@ use serde_json::Value;
 use wirelane_control::config::Config as ControlConfig;
 use wirelane_dataplane::config::{AUTO, Config};
 
-use super::{Finding, host::Host};
+use super::{Finding, Run, host::Host};
 
 /// Drivers with native XDP, and whether they give AF_XDP sockets packets without a copy (Linux 6.18,
 /// `NETDEV_XDP_ACT_REDIRECT` and `NETDEV_XDP_ACT_XSK_ZEROCOPY` in `drivers/net`).
@@ -37,14 +37,12 @@ const DRIVERS: [(&str, bool); 24] = [
 /// What native XDP carries in one page, with what the path puts before a frame.
 const LARGEST_NATIVE: u32 = 3498;
 
-/// What a program prints, if it is there and succeeds.
-type Run<'a> = &'a dyn Fn(&str, &[&str]) -> Option<String>;
-
 pub(super) fn examine(
     host: &Host,
     named: Option<&str>,
     dataplane: &Config,
     control: &ControlConfig,
+    run: Run<'_>,
 ) -> Vec<Finding> {
     let named = named.or(Some(&*dataplane.uplink).filter(|name| *name != AUTO)).map(str::to_owned);
     let Some(uplink) = named.or_else(|| of_default_route(host)) else {
@@ -62,8 +60,8 @@ pub(super) fn examine(
         queues(host, &uplink, dataplane.workers),
         mtu(host, &uplink, control.uplink_mtu),
     ];
-    findings.extend(offloads(&uplink, &super::run));
-    findings.extend(program(&uplink, &super::run));
+    findings.extend(offloads(&uplink, run));
+    findings.extend(program(&uplink, run));
     findings
 }
 

@@ -160,10 +160,9 @@ mod tests {
         run(&Arguments::try_parse_from([&["install"], arguments].concat())?.install)
     }
 
-    /// The kinds of what is printed, and a file of its ConfigMap.
+    /// The kinds of what is printed.
     fn kinds(text: &str) -> Vec<&str> {
-        let kinds = text.lines().filter_map(|line| line.strip_prefix("kind: "));
-        kinds.collect()
+        text.lines().filter_map(|line| line.strip_prefix("kind: ")).collect()
     }
 
     #[test]
