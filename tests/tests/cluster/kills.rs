@@ -92,7 +92,7 @@ fn connections_outlive_daemons_that_are_killed_again_and_again() {
     beside.finish();
     let tables = bed.node1.daemons().status().unwrap().flow_tables;
     assert!(tables.iter().all(|table| table.adopted >= names.len() as u64), "{tables:?}");
-    let worst = silences.iter().flat_map(|silences| &silences.datagrams).max();
+    let worst = silences.iter().flat_map(|silences| silences.datagrams.iter().chain(&silences.streams)).max();
     assert!(asked.is_none() || worst <= Some(&SILENCE), "{worst:?} of silence");
 }
 
