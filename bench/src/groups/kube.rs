@@ -161,7 +161,7 @@ impl Node {
         std::fs::write(
             at("control.toml"),
             format!(
-                "node = \"node-0\"\nhealthz = []\nhealth_check_addresses = []\nstate_folder = {:?}\n\
+                "node = \"node-0\"\nhealthz = []\nproxy_mode = []\nhealth_check_addresses = []\nstate_folder = {:?}\n\
                  [kubernetes]\nkubeconfig = {kubeconfig:?}\n",
                 folder.path()
             ),
