@@ -21,6 +21,7 @@ mod fragments;
 mod hostile;
 mod labs;
 mod manifests;
+mod network;
 mod node;
 mod paths;
 mod policies;
