@@ -15,8 +15,8 @@ use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::tables::build::{Builder, PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::objects::{
-    Backend, Frontend, FrontendKind, LocalNode, Node, Object, Pod, Policy, PortRange, Rule, Selection,
-    Service, ServicePort, vtep_mac_of,
+    Backend, Frontend, FrontendKind, LocalNode, Node, Object, Pod, Policy, PortRange, Routing, Rule,
+    Selection, Service, ServicePort, vtep_mac_of,
 };
 use wirelane_dataplane::tables::{FIRST_POD_PORT, HOST_PORT, PortKind, UPLINK_PORT};
 use wirelane_dataplane::wire::ethernet::{GATEWAY_MAC, Mac};
@@ -404,6 +404,7 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
             vxlan_port: VXLAN_PORT,
             vni: VNI,
             pod_mtu: POD_MTU,
+            tunnel_mtu: POD_MTU,
             ..LocalNode::default()
         }),
         Object::Node(Node {
@@ -411,6 +412,7 @@ fn objects(shape: Shape, topology: Topology) -> Vec<Object> {
             addresses: vec![Addr::v4(OTHER_NODE)],
             pod_cidrs: vec![shape.family.prefix([10, 2])],
             vtep_mac: vtep_mac_of(Addr::v4(OTHER_NODE)),
+            routing: Routing::Tunnel,
         }),
         selection(CLIENT),
         selection(SERVER),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, de::Error};
 
 use crate::{
     api::Access,
-    compile::{self, Settings},
+    compile::{self, Routing, Settings},
     pools::Pool,
 };
 
@@ -38,9 +38,12 @@ pub struct Config {
     /// VXLAN network identifier, 24 bits.
     #[serde(default = "defaults::vni")]
     pub vni: u32,
-    /// MTU of the network between nodes, in bytes; pods get this less the tunnel's overhead.
+    /// MTU of the network between nodes, in bytes; pods get this less the tunnel's overhead, if there is any tunnel.
     #[serde(default = "defaults::uplink_mtu")]
     pub uplink_mtu: u32,
+    /// How packets between pods of different nodes go: `"tunnel"`, `"native"` or `"same-subnet"`.
+    #[serde(default)]
+    pub routing: Routing,
     /// Whether the `externalIPs` of Services are served. Whoever may make a Service can take any address with them.
     #[serde(default)]
     pub external_ips: bool,
@@ -297,6 +300,7 @@ impl Config {
             vxlan_port: self.vxlan_port,
             vni: self.vni,
             uplink_mtu: self.uplink_mtu,
+            routing: self.routing,
             external_ips: self.external_ips,
             node_port_range: self.node_port_range.clone(),
             announce: self.announce.clone(),
@@ -374,6 +378,10 @@ mod tests {
             (
                 "[kubernetes]\nserver = \"10.0.0.1:6443\"",
                 "\"10.0.0.1:6443\" is not the address of a server, https://HOST:PORT",
+            ),
+            (
+                "routing = \"direct\"",
+                "unknown variant `direct`, expected one of `tunnel`, `native`, `same-subnet`",
             ),
             ("node_port_range = \"5\"", "\"5\" is not a range FIRST-LAST of ports"),
             ("node_port_range = \"9-5\"", "is not a range"),

@@ -134,6 +134,8 @@ pub mod flags {
     pub const PLAIN: u16 = 1 << 12;
     /// A fragment that is not the first of its datagram: it has no transport header.
     pub const LATER: u16 = 1 << 13;
+    /// Came from another node's pod, or its gateway address, without a tunnel: that node is natively routed.
+    pub const NATIVE: u16 = 1 << 15;
 }
 
 impl Default for Meta {
@@ -161,6 +163,12 @@ impl Meta {
     #[inline(always)]
     pub fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether another node has sent it, in its own name or its pods': through the tunnel, or natively.
+    #[inline(always)]
+    pub const fn is_from_node(&self) -> bool {
+        self.flags & (flags::DECAPPED | flags::NATIVE) != 0
     }
 
     /// Whether it is more than a link's own business: ARP, neighbour discovery.

@@ -108,6 +108,7 @@ drop_reasons! {
     BackendGone "backend_gone" "The connection's backend is gone, and so is its grace (a reset was sent where one is due).";
     BandwidthIngress "bandwidth_ingress" "More than the destination pod may receive: its ingress bandwidth is used up.";
     BandwidthEgress "bandwidth_egress" "More than the source pod may send: its egress bandwidth is used up.";
+    NativeSourceMismatch "native_source_mismatch" "A packet came outside the tunnel with the source of another node's pod, and that node is not natively routed, or it is on this link and has not sent it.";
 }
 
 /// How many reasons there are.

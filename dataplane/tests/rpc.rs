@@ -557,6 +557,7 @@ fn cluster() -> Vec<v1::Object> {
         vxlan_port: 4789,
         vni: 4096,
         pod_mtu: 1450,
+        tunnel_mtu: 1450,
         ..v1::LocalNode::default()
     };
     let other = v1::Node {
@@ -564,6 +565,7 @@ fn cluster() -> Vec<v1::Object> {
         addresses: vec![vec![192, 0, 2, 12]],
         pod_cidrs: vec![cidr([10, 244, 2, 0], 24)],
         vtep_mac: vec![2, 0x57, 192, 0, 2, 12],
+        routing: v1::Routing::SameSubnet.into(),
     };
     let identity = v1::Identity {
         id: 2,

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::build::{PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::objects::{
-    Backend, Frontend, FrontendKind, IpBlock, LocalNode, Node, Object, Pod, Policy, PortRange, Rule,
+    Backend, Frontend, FrontendKind, IpBlock, LocalNode, Node, Object, Pod, Policy, PortRange, Routing, Rule,
     Selection, Service, ServicePort, Usable, vtep_mac_of,
 };
 use wirelane_dataplane::tables::{HOST_PORT, PortKind, UPLINK_PORT};
@@ -104,6 +104,7 @@ pub fn standard() -> Cluster {
             vxlan_port: VXLAN_PORT,
             vni: VNI,
             pod_mtu: POD_MTU,
+            tunnel_mtu: POD_MTU,
             ..LocalNode::default()
         }),
         node("node2", &["192.0.2.2", "2001:db8::2"], &["10.244.2.0/24", "fd00:244:2::/64"]),
@@ -157,6 +158,7 @@ fn node(name: &str, addresses: &[&str], pod_cidrs: &[&str]) -> Object {
         addresses: addresses.iter().map(|address| addr(address)).collect(),
         pod_cidrs: pod_cidrs.iter().map(|cidr| net(cidr)).collect(),
         vtep_mac: vtep_mac(addresses[0]),
+        routing: Routing::Tunnel,
     })
 }
 

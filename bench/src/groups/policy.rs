@@ -77,6 +77,7 @@ impl Judged {
                 vxlan_port: 4789,
                 vni: 4096,
                 pod_mtu: 1450,
+                tunnel_mtu: 1450,
                 ..LocalNode::default()
             }),
             Object::Policy(Policy {

@@ -22,7 +22,7 @@ use std::{
 use ipnet::IpNet;
 use wirelane_proto::v1;
 
-pub use self::settings::{Masquerade, Settings};
+pub use self::settings::{Masquerade, Routing, Settings};
 use self::{announce::View, identities::Identities, selections::Selections};
 use crate::{
     model::{Fault, Key, Kind, Name, Protocol},

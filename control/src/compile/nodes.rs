@@ -8,7 +8,9 @@ use std::{
 use ipnet::IpNet;
 use wirelane_proto::v1;
 
-use super::{Change, Ref, Settings, address_bytes, cidr, fault, identities::Identities, note, problem};
+use super::{
+    Change, Ref, Routing, Settings, address_bytes, cidr, fault, identities::Identities, note, problem,
+};
 use crate::{
     model::{Fault, Kind, Mac, Name, Node},
     problem::{Problem, Severity},
@@ -45,6 +47,11 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
             .filter(|claims| !claims.addresses.is_empty())
             .all(is_ipv4);
     let overhead = if is_all_ipv4 { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 };
+    let tunnel_mtu = settings.uplink_mtu - overhead;
+    // Which nodes are on the same link is known to the dataplane alone, and there may be others any time.
+    let is_all_native = settings.routing == Routing::Native
+        && local.iter().all(|(_, local, _)| others.iter().all(|(_, other, _)| local.is_native_to(other)));
+    let pod_mtu = if is_all_native { settings.uplink_mtu } else { tunnel_mtu };
 
     for (stored, claims, mut problems) in others {
         let at = Ref::new(v1::Kind::Node, &stored.object.name);
@@ -58,6 +65,7 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
             addresses: claims.addresses.iter().copied().map(address_bytes).collect(),
             pod_cidrs: claims.pod_cidrs.iter().map(cidr).collect(),
             vtep_mac: mac.0.to_vec(),
+            routing: routing(settings.routing).into(),
         };
         change.put(at, v1::object::Object::Node(node), problems);
     }
@@ -79,7 +87,8 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
         service_cidrs: settings.service_cidrs.iter().map(|net| cidr(&net.trunc())).collect(),
         vxlan_port: settings.vxlan_port.into(),
         vni: settings.vni,
-        pod_mtu: settings.uplink_mtu - overhead,
+        pod_mtu,
+        tunnel_mtu,
         masquerade: settings.masquerade.as_ref().map(|masquerade| v1::Masquerade {
             except: masquerade.except.iter().map(|net| cidr(&net.trunc())).collect(),
             first_port: (*masquerade.ports.start()).into(),
@@ -92,6 +101,14 @@ pub(super) fn compile(state: &State, settings: &Settings, change: &mut Change) {
         reset_cut_flows: settings.reset_cut_flows,
     };
     change.put(at, v1::object::Object::LocalNode(local), problems);
+}
+
+fn routing(routing: Routing) -> v1::Routing {
+    match routing {
+        Routing::Tunnel => v1::Routing::Tunnel,
+        Routing::Native => v1::Routing::Native,
+        Routing::SameSubnet => v1::Routing::SameSubnet,
+    }
 }
 
 /// Compiles one pod, there or gone.
@@ -161,6 +178,19 @@ struct Taken {
 struct NodeClaims {
     addresses: Vec<IpAddr>,
     pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeClaims {
+    /// Whether the pods of both can speak to each other without a tunnel: in each family in which both have pods, both have
+    /// an address.
+    fn is_native_to(&self, other: &NodeClaims) -> bool {
+        [true, false].into_iter().all(|is_ipv4| {
+            let has_pods = |of: &NodeClaims| of.pod_cidrs.iter().any(|net| net.addr().is_ipv4() == is_ipv4);
+            let has_address =
+                |of: &NodeClaims| of.addresses.iter().any(|address| address.is_ipv4() == is_ipv4);
+            !(has_pods(self) && has_pods(other)) || (has_address(self) && has_address(other))
+        })
+    }
 }
 
 impl Taken {

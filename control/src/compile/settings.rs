@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::Deserialize;
 
 /// What compiling goes by beside the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct Settings {
     pub vni: u32,
     /// MTU of the network between nodes.
     pub uplink_mtu: u32,
+    /// How packets between pods of different nodes go.
+    pub routing: Routing,
     /// Whether the `externalIPs` of Services are served.
     pub external_ips: bool,
     /// The ports of nodes that are for Services: no pod may have one as a host port.
@@ -33,6 +36,19 @@ pub struct Settings {
     pub backend_grace_seconds: u32,
     /// Whether both ends of a TCP connection that a change of the policies cuts get a reset.
     pub reset_cut_flows: bool,
+}
+
+/// How packets between pods of different nodes go. The same on all nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Routing {
+    /// Through the tunnel.
+    #[default]
+    Tunnel,
+    /// As they are: the network between the nodes knows their pods, or all nodes are on one link.
+    Native,
+    /// As they are to nodes on the same link, through the tunnel to others.
+    SameSubnet,
 }
 
 /// How pods reach the outside with an address of their node.
@@ -55,6 +71,7 @@ impl Settings {
             vxlan_port: 4789,
             vni: 4096,
             uplink_mtu: 1500,
+            routing: Routing::Tunnel,
             external_ips: false,
             node_port_range: 30_000..=32_767,
             announce: vec![Ipv4Net::default().into(), Ipv6Net::default().into()],

@@ -8,7 +8,7 @@ mod services;
 use std::collections::{BTreeMap, BTreeSet};
 
 use wirelane_control::{
-    compile::{Ref, Settings, compile_all},
+    compile::{Ref, Routing, Settings, compile_all},
     problem::Problem,
     source::manifest::{self, Format, Reading},
     state::{State, Touched},
@@ -180,6 +180,38 @@ fn nodes() {
     let compiled = Compiled::of(&NODES.replace("address: 192.168.0.3", "address: \"fd00::3\""));
     assert_eq!(compiled.local_node().pod_mtu, 1430);
     assert_eq!(compiled.node("node3").vtep_mac, [0x02, 0x57, 0, 0, 0, 3]);
+}
+
+#[test]
+fn routing() {
+    let compiled = Compiled::of(NODES);
+    let of = |compiled: &Compiled| {
+        let local = compiled.local_node();
+        (compiled.node("node2").routing(), compiled.node("node3").routing(), local.pod_mtu, local.tunnel_mtu)
+    };
+    let all = |routing| (routing, routing);
+    let expected = |routing, pod_mtu, tunnel_mtu| (all(routing).0, all(routing).1, pod_mtu, tunnel_mtu);
+    assert_eq!(of(&compiled), expected(v1::Routing::Tunnel, 1450, 1450));
+    let native = Settings { routing: Routing::Native, ..settings() };
+    let compiled = Compiled::by(native.clone(), NODES);
+    assert_eq!(
+        of(&compiled),
+        expected(v1::Routing::Native, 1500, 1450),
+        "no tunnel, no less of the uplink's MTU"
+    );
+    let same_subnet = Settings { routing: Routing::SameSubnet, ..settings() };
+    let compiled = Compiled::by(same_subnet, NODES);
+    assert_eq!(
+        of(&compiled),
+        expected(v1::Routing::SameSubnet, 1450, 1450),
+        "another link's nodes have tunnels"
+    );
+
+    // Where a node has no address of a family in which both have pods, these have a tunnel all the same.
+    let no_ipv4 = NODES.replace("address: 192.168.0.3", "address: \"fd00::3\"");
+    assert_eq!(of(&Compiled::by(native.clone(), &no_ipv4)), expected(v1::Routing::Native, 1430, 1430));
+    let no_pods = no_ipv4.replace("podCIDR: 10.244.3.0/24", "podCIDR: \"fd00:244:3::/64\"");
+    assert_eq!(of(&Compiled::by(native, &no_pods)), expected(v1::Routing::Native, 1500, 1430));
 }
 
 #[test]

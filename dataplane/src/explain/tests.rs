@@ -332,6 +332,7 @@ fn build(policies: Vec<Policy>) -> (Builder, std::sync::Arc<Tables>) {
             vxlan_port: 4789,
             vni: 1,
             pod_mtu: 1450,
+            tunnel_mtu: 1450,
             answer_echo: true,
             ..LocalNode::default()
         }),
@@ -340,6 +341,7 @@ fn build(policies: Vec<Policy>) -> (Builder, std::sync::Arc<Tables>) {
             addresses: vec![addr("192.0.2.12")],
             pod_cidrs: vec![net("10.244.2.0/24")],
             vtep_mac: [2, 0, 0, 0, 0, 2],
+            routing: Routing::Tunnel,
         }),
         pod(WEB, &["10.244.1.5", "fd00:244:1::5"], "node1", 1),
         pod(API, &["10.244.1.6", "fd00:244:1::6"], "node1", 2),

@@ -5,6 +5,7 @@
 
 pub mod convert;
 mod explain;
+mod nodes;
 pub mod query;
 pub mod whatif;
 
@@ -111,6 +112,7 @@ impl<P: Ports> DataplaneRpc for Service<P> {
     type ApplyStream = ReceiverStream<Result<v1::Ack, Status>>;
     type SnapshotStream = ReceiverStream<Result<v1::SnapshotItem, Status>>;
     type FlowsStream = ReceiverStream<Result<v1::Flow, Status>>;
+    type NodesStream = ReceiverStream<Result<v1::NodeView, Status>>;
     type ServicesStream = ReceiverStream<Result<v1::ServiceView, Status>>;
 
     async fn apply(
@@ -197,6 +199,10 @@ impl<P: Ports> DataplaneRpc for Service<P> {
         _: Request<v1::ServicesRequest>,
     ) -> Result<Response<Self::ServicesStream>, Status> {
         self.stream(|dataplane, send| _ = query::services(dataplane).into_iter().all(send))
+    }
+
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Result<Response<Self::NodesStream>, Status> {
+        self.stream(|dataplane, send| _ = nodes::nodes(dataplane).into_iter().all(send))
     }
 
     async fn explain_service(

@@ -376,7 +376,11 @@ fn revalidate<F: Family>(
     }
     let line = table.line(flow);
     let backend = is_handed_on.then(|| cx.tables.services.backend_address(ids.1)).flatten();
-    let next = hop::towards(&backend.unwrap_or(line.rewrite().to.dst), cx).map_err(Halt::Drop)?;
+    let next = match backend {
+        Some(backend) => hop::handing_on(&backend, cx),
+        None => hop::towards(&line.rewrite().to.dst, cx),
+    };
+    let next = next.map_err(Halt::Drop)?;
     line.tail().set_hop(next, cx.tables.revision as u32);
     Ok(())
 }
@@ -392,7 +396,7 @@ fn names_a_flow(meta: &Meta) -> bool {
 #[cold]
 fn unknown(meta: &Meta) -> Result<Tracked, DropReason> {
     let v6 = meta.has(flags::V6);
-    let for_kernel = meta.in_port == UPLINK_PORT && !meta.has(flags::DECAPPED);
+    let for_kernel = meta.in_port == UPLINK_PORT && !meta.is_from_node();
     if meta.has(flags::ICMP_ERROR) {
         // About a connection of the node's own, or about a tunnel: the kernel knows.
         return if for_kernel { Ok(Tracked::NotOurs) } else { Err(DropReason::IcmpUnrelated) };

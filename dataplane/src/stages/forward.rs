@@ -83,10 +83,7 @@ fn plain(
             }
             within_bandwidth(port, frame.len(), cx)?;
             translate_plain(frame, meta, &line.rewrite_v4())?;
-            let header = Ethernet::new(port.peer_mac, port.mac, ethernet::IPV4);
-            if let Some(out) = frame.bytes_mut().first_chunk_mut() {
-                *out = bytemuck::cast::<_, [u8; ethernet::HEADER_LEN]>(header);
-            }
+            write_ethernet(frame, Ethernet::new(port.peer_mac, port.mac, ethernet::IPV4));
             meta.out_port = id;
         }
         Hop::Tunnel(number)
@@ -94,8 +91,7 @@ fn plain(
                 && let Some(envelope) = &node.envelope
                 && node.exists =>
         {
-            let mtu = cx.tables.local.as_ref().map_or(0, |local| local.pod_mtu);
-            if len > usize::from(mtu) {
+            if len > usize::from(cx.tables.tunnel_mtu()) {
                 return any(frame, meta, hash, spares, cx);
             }
             translate_plain(frame, meta, &line.rewrite_v4())?;
@@ -108,10 +104,27 @@ fn plain(
             }
             meta.out_port = UPLINK_PORT;
         }
+        Hop::Neighbour(number)
+            if let Some(mac) = cx.neighbours.mac(number)
+                && let Some(port) = cx.tables.port(UPLINK_PORT)
+                && len <= usize::from(port.mtu) =>
+        {
+            translate_plain(frame, meta, &line.rewrite_v4())?;
+            write_ethernet(frame, Ethernet::new(mac, port.mac, ethernet::IPV4));
+            meta.out_port = UPLINK_PORT;
+        }
         _ => return any(frame, meta, hash, spares, cx),
     }
     meta.verdict = Verdict::Forward;
     Ok(())
+}
+
+/// In the place of the Ethernet header that the frame has.
+#[inline(always)]
+fn write_ethernet(frame: &mut Frame, header: Ethernet) {
+    if let Some(out) = frame.bytes_mut().first_chunk_mut() {
+        *out = bytemuck::cast::<_, [u8; ethernet::HEADER_LEN]>(header);
+    }
 }
 
 /// Every kind of packet.

@@ -3,7 +3,7 @@
 use crate::batch::PortId;
 use crate::path::Context;
 use crate::tables::route::{Hop, NextHop, Route};
-use crate::tables::{HOST_PORT, UPLINK_PORT};
+use crate::tables::{HOST_PORT, Node, UPLINK_PORT};
 use crate::verdict::DropReason;
 use crate::wire::Addr;
 
@@ -29,10 +29,29 @@ pub fn towards(addr: &Addr, cx: &Context<'_>) -> Result<NextHop, DropReason> {
     match cx.tables.route(addr) {
         Some(Route::Host) => Ok(NextHop::port(HOST_PORT)),
         Some(Route::Tunnel(node)) => Ok(NextHop::tunnel(node)),
+        Some(Route::Native(node)) => {
+            let node = cx.tables.nodes.get(usize::from(node)).filter(|node| node.exists);
+            let way = node.and_then(|node: &Node| node.native[usize::from(!addr.is_v4())].as_ref());
+            let number = way.ok_or(DropReason::NoRoute)?.neighbour;
+            number.map(NextHop::native).ok_or(DropReason::NeighbourUnresolved)
+        }
         Some(Route::OnLink) => neighbour(addr),
         Some(Route::Gateway(gateway)) => neighbour(&gateway),
         Some(Route::Service) => Err(DropReason::ServiceLoop),
         Some(Route::LocalPods) | None => Err(DropReason::NoRoute),
+    }
+}
+
+/// The next hop towards a backend of packets that are handed on as they are, and so are not to its address: only a tunnel
+/// brings them to its node, however that is reached otherwise.
+///
+/// # Errors
+/// As of [`towards`].
+pub fn handing_on(backend: &Addr, cx: &Context<'_>) -> Result<NextHop, DropReason> {
+    let next = towards(backend, cx)?;
+    match cx.tables.route(backend) {
+        Some(Route::Native(node)) if next.is_native() => Ok(NextHop::tunnel(node)),
+        _ => Ok(next),
     }
 }
 
@@ -43,7 +62,7 @@ pub fn port_and_mtu(hop: NextHop, cx: &Context<'_>) -> Result<(PortId, u16), Dro
     match hop.hop() {
         Hop::Port(id) => Ok((id, mtu(id)?)),
         Hop::Neighbour(_) => Ok((UPLINK_PORT, mtu(UPLINK_PORT)?)),
-        Hop::Tunnel(_) => Ok((UPLINK_PORT, cx.tables.local.as_ref().map_or(0, |local| local.pod_mtu))),
+        Hop::Tunnel(_) => Ok((UPLINK_PORT, cx.tables.tunnel_mtu())),
         Hop::Unresolved => Err(DropReason::NoRoute),
     }
 }

@@ -1,6 +1,6 @@
 //! masquerade, a part of policy: behind which address a flow goes on, and with which source port.
 //!
-//! What only has to come back to this node goes behind its gateway address, which other nodes send through the tunnel.
+//! What only has to come back to this node goes behind its gateway address, which other nodes send as they send to its pods.
 //! What leaves the cluster from this node's pods goes behind the node's own address, since nobody outside knows the way
 //! to a pod; there the node's own connections are, too, so that these get ports of a range of their own. And what a Service
 //! brings to the node itself comes from the router that its kernel sees here, if the kernel would answer the client past
@@ -46,12 +46,12 @@ impl Source {
             Source { address: src, limit: 0, keeps_port: true, first: UNPRIVILEGED, last: u16::MAX };
         let is_answered_here = !choice.masquerade
             && !meta.has(flags::FROM_HOST)
-            && (meta.in_port != UPLINK_PORT || meta.has(flags::DECAPPED));
+            && (meta.in_port != UPLINK_PORT || meta.is_from_node());
         if choice.ids != (0, 0) && next == NextHop::port(HOST_PORT) && !is_answered_here {
             let router = if meta.has(flags::V6) { Addr(LINK_GATEWAY_V6) } else { Addr::v4(LINK_GATEWAY_V4) };
             return Ok(Source { address: router, ..any_port });
         }
-        let leaves = matches!(next.hop(), Hop::Neighbour(_));
+        let leaves = matches!(next.hop(), Hop::Neighbour(_)) && !next.is_native();
         if leaves
             && (choice.masquerade || node.pods.contains(&src))
             && let Some(masquerade) = &tables.masquerade
@@ -72,10 +72,10 @@ impl Source {
     }
 }
 
-/// The host speaks from an address to which another node's replies would not come back through the tunnel.
+/// The host speaks to another node's pod from an address to which replies would not come back here, but to its kernel.
 fn is_hidden(meta: &Meta, next: NextHop, tables: &Tables) -> bool {
     meta.has(flags::FROM_HOST)
-        && matches!(next.hop(), Hop::Tunnel(_))
+        && (next.is_tunnel() || next.is_native())
         && meta.key.src != tables.node(meta.has(flags::V6)).gateway
 }
 

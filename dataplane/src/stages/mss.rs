@@ -13,7 +13,7 @@ use crate::wire::{ipv4, ipv6, tcp};
 pub fn clamp(frame: &mut Frame, meta: &Meta, mtu: u16, cx: &Context<'_>) {
     let Some(local) = cx.tables.local.as_ref().filter(|local| local.clamp_mss) else { return };
     let back = if meta.has(flags::DECAPPED) {
-        local.pod_mtu
+        local.tunnel_mtu
     } else {
         cx.tables.port(meta.in_port).map_or(u16::MAX, |port| port.mtu)
     };

@@ -104,7 +104,7 @@ pub(super) enum Parsed {
 fn packet(frame: &mut Frame, meta: &mut Meta, cx: &mut Context<'_>) -> Result<Parsed, DropReason> {
     let port = cx.tables.port(meta.in_port).ok_or(DropReason::PortDetached)?;
     let before = *meta;
-    let quick = quick::from_port(frame, meta, port, cx.tables);
+    let quick = quick::from_port(frame, meta, port, cx);
     if cfg!(debug_assertions) && quick != Quick::Unknown {
         let mut slow = before;
         let parsed = any_packet(frame, &mut slow, port, cx);
@@ -147,7 +147,7 @@ fn any_packet(
         PortKind::Uplink => {}
     }
     let ethernet: &Ethernet = view(frame.bytes(), 0).ok_or(DropReason::MalformedEthernet)?;
-    let to_group = is_group(&ethernet.dst);
+    let (to_group, sender) = (is_group(&ethernet.dst), ethernet.src);
     if ethernet.dst != port.mac && !to_group {
         return Err(DropReason::ForeignDestination);
     }
@@ -176,9 +176,9 @@ fn any_packet(
     if to_group {
         return Err(DropReason::Multicast);
     }
-    // A packet from the network with such a source lies, and the policies would let it in for it.
-    if port.kind == PortKind::Uplink && cx.tables.is_within(&meta.key.src) {
-        return Err(DropReason::Martian);
+    if port.kind == PortKind::Uplink {
+        let is_error = meta.has(flags::ICMP_ERROR);
+        meta.flags |= cx.tables.judge_source(&meta.key.src, sender, is_error, cx.neighbours)?;
     }
     if port.kind == PortKind::Pod && is_tunnel_port(meta, cx.tables) && is_some_node(&meta.key.dst, cx.tables)
     {

@@ -7,6 +7,7 @@
 
 use crate::batch::{Key, Meta, PLAIN_LEN, flags};
 use crate::io::frame::Frame;
+use crate::path::Context;
 use crate::stages::parse::LINK_GATEWAY_V4;
 use crate::tables::{Node, Port, PortKind, Tables};
 use crate::wire::Addr;
@@ -26,7 +27,8 @@ pub enum Quick {
 
 /// Parses a frame that came in by `port`.
 #[inline(always)]
-pub fn from_port(frame: &mut Frame, meta: &mut Meta, port: &Port, tables: &Tables) -> Quick {
+pub fn from_port(frame: &mut Frame, meta: &mut Meta, port: &Port, cx: &Context<'_>) -> Quick {
+    let tables = cx.tables;
     let Some(found) = headers(frame, tables) else { return Quick::Unknown };
     let [a, b, c, d, e, f] = port.mac;
     if found.dst_mac != u64::from_ne_bytes([0, 0, a, b, c, d, e, f]) & MAC {
@@ -39,7 +41,15 @@ pub fn from_port(frame: &mut Frame, meta: &mut Meta, port: &Port, tables: &Table
             let is_ordinary = port.admitted & own & !found.to_tunnel & (dst.last4() != LINK_GATEWAY_V4);
             (flags::FROM_POD, is_ordinary)
         }
-        PortKind::Uplink => (0, !tables.is_within(src)),
+        // This node's pods and gateway are in the cluster, too.
+        PortKind::Uplink if !tables.node_v4.cluster.contains(src) => (0, *src != tables.node_v4.uplink),
+        PortKind::Uplink => {
+            let mac = frame.bytes().get(6..12).and_then(|mac| mac.try_into().ok()).unwrap_or_default();
+            match tables.judge_source(src, mac, false, cx.neighbours) {
+                Ok(from) => (from, true),
+                Err(_) => (0, false),
+            }
+        }
         PortKind::Host => (flags::FROM_HOST, !found.to_tunnel),
     };
     if !is_ordinary {

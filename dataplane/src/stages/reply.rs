@@ -221,8 +221,7 @@ fn error(frame: &mut Frame, meta: &Meta, cx: &Context<'_>) -> Result<(), DropRea
         meta.key.dst
     } else {
         let node = cx.tables.node(v6);
-        let outside = meta.in_port == UPLINK_PORT
-            && meta.flags & (flags::DECAPPED | flags::HANDED_ON) != flags::DECAPPED;
+        let outside = meta.in_port == UPLINK_PORT && (!meta.is_from_node() || meta.has(flags::HANDED_ON));
         if outside || node.gateway == Addr::UNSPECIFIED { node.uplink } else { node.gateway }
     };
     let (src, dst) = ends(from, meta.key.src, meta);

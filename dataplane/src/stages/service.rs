@@ -138,7 +138,7 @@ pub fn client(origin: Origin, src: &Addr, tables: &Tables) -> Addr {
 /// back by; if it is another, it gets the client's packets as they are. Where no tunnel leads to the backend, it is
 /// reached as ever.
 fn direct_return(choice: Choice, meta: &Meta, cx: &Context<'_>) -> Choice {
-    match hop::towards(&choice.address, cx) {
+    match hop::handing_on(&choice.address, cx) {
         Ok(next) if next.is_tunnel() => Choice {
             address: meta.key.dst,
             port: meta.key.dport,
@@ -190,7 +190,7 @@ fn origin(meta: &Meta) -> Origin {
         Origin::Pod
     } else if meta.has(flags::FROM_HOST) {
         Origin::Host
-    } else if meta.has(flags::DECAPPED) {
+    } else if meta.is_from_node() {
         Origin::OtherNode
     } else {
         Origin::Outside

@@ -21,12 +21,13 @@ use ipnet::IpNet;
 use super::bandwidth::Limits;
 use super::neighbours::Neighbours;
 use super::node_index::NodeIndex;
-use super::objects::{LocalNode, Object, ObjectKey, Policy, Tier, gateway_of};
+use super::node_ranges::{NodeRanges, cover};
+use super::objects::{LocalNode, Object, ObjectKey, Policy, Routing, Tier, gateway_of};
 use super::policy::{Direction, Judged, Peer};
 use super::route::{Prefix, Route, Routes, host_prefix};
 use super::services::Id;
 use super::services::Services;
-use super::{MAX_PORTS, Node, NodeAddresses, PortKind, Steering, Tables, UPLINK_PORT};
+use super::{MAX_PORTS, NativeWay, Node, NodeAddresses, PortKind, Steering, Tables, UPLINK_PORT};
 use crate::batch::PortId;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
@@ -340,10 +341,14 @@ impl Builder {
     fn build_nodes(&mut self, next: &mut Tables, neighbours: &Neighbours) {
         let mut nodes: Vec<Node> = next.nodes.iter().cloned().collect();
         nodes.iter_mut().for_each(|node| node.exists = false);
-        let mut by_address = Vec::new();
+        let (mut by_address, mut by_range) = (Vec::new(), Vec::new());
         let uplink_routes = uplink_routes(&self.uplink);
         for node in self.objects.nodes() {
-            let Some(compiled) = compile_node(node, next, &uplink_routes, neighbours) else { continue };
+            let Some(compiled) = compile_node(node, next, &uplink_routes, neighbours) else {
+                // Nobody can speak for its pods.
+                by_range.extend(node.pod_cidrs.iter().map(|cidr| (*cidr, UNREACHABLE)));
+                continue;
+            };
             let number = match self.node_numbers.get(&node.name) {
                 Some(number) => *number,
                 // Past 65,534 nodes there is no tunnel to more: no cluster has as many.
@@ -358,9 +363,16 @@ impl Builder {
             for address in &node.addresses {
                 by_address.push((*address, number));
             }
+            by_range.extend(node.pod_cidrs.iter().map(|cidr| (*cidr, number)));
         }
+        let own = next.local.as_ref().map_or(&[][..], |local| &local.pod_cidrs);
+        let ranges = by_range.iter().map(|(range, _)| range).chain(own);
+        let covered = |v4: bool| cover(ranges.clone().filter(|range| range.addr().is_ipv4() == v4).copied());
+        let covered = [covered(true), covered(false)];
+        [next.node_v4.cluster, next.node_v6.cluster] = covered;
         next.nodes = Arc::new(nodes);
         next.node_by_address = Arc::new(NodeIndex::new(&by_address));
+        next.node_by_range = Arc::new(NodeRanges::new(&by_range));
     }
 
     fn routes(&self, next: &Tables) -> Routes {
@@ -375,8 +387,11 @@ impl Builder {
         }
         for node in self.objects.nodes() {
             let Some(number) = self.node_numbers.get(&node.name) else { continue };
+            let native = next.nodes[usize::from(*number)].native;
             for cidr in &node.pod_cidrs {
-                routes.insert(*cidr, Route::Tunnel(*number));
+                let is_native = native[usize::from(cidr.addr().is_ipv6())].is_some();
+                let route = if is_native { Route::Native(*number) } else { Route::Tunnel(*number) };
+                routes.insert(*cidr, route);
             }
         }
         if let Some(local) = &next.local {
@@ -421,6 +436,9 @@ impl Builder {
     }
 }
 
+/// No node's number: of one that this node has no way to.
+const UNREACHABLE: u16 = u16::MAX - 1;
+
 fn node_addresses(local: Option<&LocalNode>, v4: bool) -> NodeAddresses {
     let Some(local) = local else { return NodeAddresses::default() };
     NodeAddresses {
@@ -432,6 +450,8 @@ fn node_addresses(local: Option<&LocalNode>, v4: bool) -> NodeAddresses {
             .find(|addr| addr.is_v4() == v4)
             .unwrap_or_default(),
         pods: pod_prefix(&local.pod_cidrs, v4),
+        // With the nodes, which a change of this one brings with it.
+        cluster: Prefix::NONE,
     }
 }
 
@@ -464,10 +484,27 @@ fn compile_node(
         (addr != Addr::UNSPECIFIED).then_some(addr)
     };
     let (tunnel_to, tunnel_from) = to(true).zip(from(false)).or_else(|| to(false).zip(from(true)))?;
-    let next_hop = match uplink.lookup(&tunnel_to) {
-        Some(Route::OnLink) => Some(tunnel_to),
-        Some(Route::Gateway(gateway)) => Some(gateway),
+    // Asked for now, so that the first packet to the node does not have to wait for it.
+    let number = |addr: &Addr| {
+        neighbours.number_for_good(addr).inspect(|number| {
+            let _ = neighbours.mac(*number);
+        })
+    };
+    let next_hop = |addr: Addr| match uplink.lookup(&addr) {
+        Some(Route::OnLink) => Some((addr, true)),
+        Some(Route::Gateway(gateway)) => Some((gateway, false)),
         _ => None,
+    };
+    let tunnel_next_hop = next_hop(tunnel_to).map(|(addr, _)| addr);
+    let native = |v4: bool| {
+        let addr = to(v4).filter(|_| from(!v4).is_some())?;
+        let is_native = |on_link: bool| match node.routing {
+            Routing::Tunnel => false,
+            Routing::Native => true,
+            Routing::SameSubnet => on_link,
+        };
+        let (next_hop, on_link) = next_hop(addr).filter(|(_, on_link)| is_native(*on_link))?;
+        Some(NativeWay { next_hop, neighbour: number(&next_hop), on_link })
     };
     Some(Node {
         name: node.name.clone(),
@@ -475,10 +512,9 @@ fn compile_node(
         tunnel_from,
         vtep_mac: node.vtep_mac,
         pods: [pod_prefix(&node.pod_cidrs, true), pod_prefix(&node.pod_cidrs, false)],
-        // Asked for now, so that the first packet to the node does not have to wait for it.
-        neighbour: next_hop.and_then(|addr| neighbours.number_for_good(&addr)).inspect(|number| {
-            let _ = neighbours.mac(*number);
-        }),
+        next_hop: tunnel_next_hop,
+        neighbour: tunnel_next_hop.and_then(|addr| number(&addr)),
+        native: [native(true), native(false)],
         envelope: envelope(tables, (node.vtep_mac, tunnel_to), tunnel_from),
         exists: true,
     })

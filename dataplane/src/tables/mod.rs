@@ -12,6 +12,7 @@ pub mod maglev;
 pub mod map;
 pub mod neighbours;
 pub mod node_index;
+pub mod node_ranges;
 pub mod objects;
 pub mod policy;
 pub mod recent;
@@ -22,13 +23,16 @@ pub mod standing;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::batch::PortId;
+use crate::batch::{PortId, flags};
+use crate::verdict::DropReason;
 use crate::wire::Addr;
 use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
 use bandwidth::Limits;
 use changes::Changes;
+use neighbours::Neighbours;
 use node_index::NodeIndex;
+use node_ranges::NodeRanges;
 use objects::LocalNode;
 use policy::Policies;
 use route::{Prefix, Route, Routes};
@@ -73,6 +77,8 @@ pub struct Tables {
     pub nodes: Arc<Vec<Node>>,
     /// Number of the node that has this address.
     pub node_by_address: Arc<NodeIndex>,
+    /// Number of the node in whose range of pods an address is.
+    pub node_by_range: Arc<NodeRanges>,
     /// By number: uplink, host, pods.
     pub ports: Arc<Vec<Option<Port>>>,
     /// Every pod of the cluster, by address.
@@ -96,6 +102,8 @@ pub struct NodeAddresses {
     pub gateway: Addr,
     /// Its pods' range.
     pub pods: Prefix,
+    /// A prefix that its pods' range is in, and those of all other nodes: what is not in it is nobody's pod.
+    pub cluster: Prefix,
 }
 
 /// What leaves the cluster from this node's pods gets its uplink address.
@@ -140,12 +148,27 @@ pub struct Node {
     pub vtep_mac: Mac,
     /// Its pods' ranges, one for each family.
     pub pods: [Prefix; 2],
-    /// Number in `Neighbours` of the next hop on the uplink towards it; `None`: not routable now.
+    /// The next hop on the uplink towards its end of the tunnel; `None`: not routable now.
+    pub next_hop: Option<Addr>,
+    /// Its number in `Neighbours`.
     pub neighbour: Option<u32>,
     /// The headers of the tunnel over IPv4; without them it is over IPv6.
     pub envelope: Option<Envelope>,
+    /// The way to its pods without a tunnel, for each family; `None`: there is none, they are behind the tunnel.
+    pub native: [Option<NativeWay>; 2],
     /// Whether it is (still) in the cluster.
     pub exists: bool,
+}
+
+/// The way to another node's pods without a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NativeWay {
+    /// The next hop on the uplink: the node itself, or a router.
+    pub next_hop: Addr,
+    /// Its number in `Neighbours`.
+    pub neighbour: Option<u32>,
+    /// Whether it is the node itself: then nobody else on the link may speak for its pods.
+    pub on_link: bool,
 }
 
 /// A port, compiled.
@@ -231,6 +254,47 @@ impl Tables {
     pub fn is_within(&self, addr: &Addr) -> bool {
         let node = self.node(!addr.is_v4());
         node.pods.contains(addr) || *addr == node.uplink || *addr == node.gateway
+    }
+
+    /// The largest IP packet that a tunnel carries.
+    #[inline(always)]
+    pub fn tunnel_mtu(&self) -> u16 {
+        self.local.as_ref().map_or(0, |local| local.tunnel_mtu)
+    }
+
+    /// Which flag a packet gets that came by the uplink, from an address of this MAC address' owner.
+    ///
+    /// A node speaks for its pods natively if it is spoken to natively; on the link it is known by its MAC address. About a
+    /// connection with its pods any router may complain, of which the ICMP error's key says the pod.
+    ///
+    /// # Errors
+    /// The reason why nobody there can have such a source.
+    pub fn judge_source(
+        &self,
+        src: &Addr,
+        mac: Mac,
+        is_error: bool,
+        neighbours: &Neighbours,
+    ) -> Result<u16, DropReason> {
+        // A packet from the network with such a source lies, and the policies would let it in for it.
+        if self.is_within(src) {
+            return Err(DropReason::Martian);
+        }
+        if !self.node(!src.is_v4()).cluster.contains(src) {
+            return Ok(0);
+        }
+        let Some(number) = self.node_by_range.find(src) else { return Ok(0) };
+        let way = self.nodes.get(usize::from(number)).and_then(|node| node.native[usize::from(!src.is_v4())]);
+        let way = way.ok_or(DropReason::NativeSourceMismatch)?;
+        if way.on_link && !is_error {
+            let known = way.neighbour.and_then(|number| neighbours.mac(number));
+            match known {
+                None => return Err(DropReason::NeighbourUnresolved),
+                Some(known) if known != mac => return Err(DropReason::NativeSourceMismatch),
+                Some(_) => {}
+            }
+        }
+        Ok(flags::NATIVE)
     }
 
     /// Whether an address is nobody's of the cluster: no node's, no pod's and no Service's.

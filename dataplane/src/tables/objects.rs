@@ -117,8 +117,10 @@ pub struct LocalNode {
     pub vxlan_port: u16,
     /// Network identifier of the cluster's VXLAN, 24 bits.
     pub vni: u32,
-    /// MTU of pods: the uplink's less the tunnel's overhead.
+    /// MTU of pods.
     pub pod_mtu: u16,
+    /// The largest IP packet that a tunnel carries: the uplink's MTU less the tunnel's overhead.
+    pub tunnel_mtu: u16,
     /// How pods speak to what lies outside the cluster; `None`: with their own addresses.
     pub masquerade: Option<Masquerade>,
     /// Whether SYNs are told what the tunnel carries.
@@ -177,6 +179,20 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// MAC of its VXLAN device.
     pub vtep_mac: Mac,
+    /// How packets between its pods and this node's go.
+    pub routing: Routing,
+}
+
+/// How packets between two nodes' pods go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Routing {
+    /// Through the tunnel.
+    #[default]
+    Tunnel,
+    /// As they are, by the next hop towards the other node.
+    Native,
+    /// As they are if the other node is on the uplink's link, else through the tunnel.
+    SameSubnet,
 }
 
 /// A pod, on any node.

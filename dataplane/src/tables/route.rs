@@ -26,6 +26,8 @@ pub enum Hop {
 }
 
 const KIND: u32 = 30;
+/// Of a neighbour: it is on the way to another node, for its pods.
+const NATIVE: u32 = 1 << 29;
 
 impl NextHop {
     /// Not decided yet.
@@ -46,7 +48,13 @@ impl NextHop {
     /// To a neighbour on the uplink.
     #[inline(always)]
     pub const fn neighbour(number: u32) -> NextHop {
-        NextHop(3 << KIND | number & ((1 << KIND) - 1))
+        NextHop(3 << KIND | number & (NATIVE - 1))
+    }
+
+    /// To the neighbour on the uplink that is, or leads to, the node of a pod.
+    #[inline(always)]
+    pub const fn native(number: u32) -> NextHop {
+        NextHop(NextHop::neighbour(number).0 | NATIVE)
     }
 
     /// Taken apart.
@@ -57,7 +65,7 @@ impl NextHop {
             0 => Hop::Unresolved,
             1 => Hop::Port(value as PortId),
             2 => Hop::Tunnel(value as u16),
-            _ => Hop::Neighbour(value),
+            _ => Hop::Neighbour(value & (NATIVE - 1)),
         }
     }
 
@@ -65,6 +73,12 @@ impl NextHop {
     #[inline(always)]
     pub const fn is_tunnel(self) -> bool {
         self.0 >> KIND == 2
+    }
+
+    /// Whether it leads to another node's pod, without a tunnel.
+    #[inline(always)]
+    pub const fn is_native(self) -> bool {
+        self.0 >> KIND == 3 && self.0 & NATIVE != 0
     }
 
     /// As a number.
@@ -89,6 +103,8 @@ pub enum Route {
     LocalPods,
     /// Another node's pods: through the tunnel to `Tables::nodes[n]`.
     Tunnel(u16),
+    /// Another node's pods: as they are to `Tables::nodes[n]`.
+    Native(u16),
     /// On the uplink's link.
     OnLink,
     /// On the uplink, through a router.
@@ -131,7 +147,7 @@ impl Routes {
 
 /// The first `bits` bits of the 16 bytes.
 #[inline(always)]
-fn masked(addr: &Addr, bits: u8) -> [u8; 16] {
+pub(super) fn masked(addr: &Addr, bits: u8) -> [u8; 16] {
     let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
     (u128::from_be_bytes(addr.0) & mask).to_be_bytes()
 }
@@ -226,9 +242,11 @@ mod tests {
             (NextHop::UNRESOLVED, Hop::Unresolved),
             (NextHop::port(65535), Hop::Port(65535)),
             (NextHop::tunnel(4999), Hop::Tunnel(4999)),
-            (NextHop::neighbour(70000), Hop::Neighbour(70000)),
+            (NextHop::neighbour(0xfff_ffff), Hop::Neighbour(0xfff_ffff)),
+            (NextHop::native(70000), Hop::Neighbour(70000)),
         ] {
             assert_eq!(NextHop::from_bits(hop.bits()).hop(), expected);
+            assert_eq!(NextHop::from_bits(hop.bits()).is_native(), hop == NextHop::native(70000));
         }
     }
 }

@@ -111,7 +111,7 @@ pub enum Origin {
     Pod,
     /// It is this node itself.
     Host,
-    /// It is on another node, and its packets came through the tunnel.
+    /// It is on another node, and its packets came through the tunnel, or from a node that is natively routed.
     OtherNode,
     /// Its packets came from the network.
     Outside,

@@ -23,6 +23,7 @@ mod hostile;
 mod kills;
 mod labs;
 mod manifests;
+mod network;
 mod node;
 mod paths;
 mod policies;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use wirelane::{
     lab::{
         Tunnel,
-        plan::{NODE1, NodePlan},
+        plan::{NODE1, NODE3, NodePlan},
     },
     traffic::Stream,
 };
@@ -18,7 +18,6 @@ use crate::{
     probe::{Probe, What},
 };
 
-const NODE3: NodePlan = NodePlan::new("node3", 3);
 const NODE4: NodePlan = NodePlan::new("node4", 4);
 const NODE5: NodePlan = NodePlan::new("node5", 5);
 

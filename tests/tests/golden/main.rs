@@ -15,6 +15,7 @@ mod fragments;
 mod host;
 mod masquerade;
 mod memory;
+mod native;
 mod parse;
 mod policy;
 mod service;
@@ -359,6 +360,7 @@ fn rows() -> Vec<Row> {
         policy::rows(),
         masquerade::rows(),
         forward::rows(),
+        native::rows(),
         fragments::rows(),
         host::rows(),
     ]

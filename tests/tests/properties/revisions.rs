@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use wirelane_dataplane::batch::{Key, PortId};
+use wirelane_dataplane::batch::{Key, PortId, flags};
 use wirelane_dataplane::tables::build::{Builder, PortConfig, UplinkRoutes};
 use wirelane_dataplane::tables::neighbours::Neighbours;
 use wirelane_dataplane::tables::objects::{
-    Backend, Frontend, FrontendKind, LocalNode, Node, Object, ObjectKey, Pod, Service, ServicePort, Usable,
+    Backend, Frontend, FrontendKind, LocalNode, Node, Object, ObjectKey, Pod, Routing, Service, ServicePort,
+    Usable,
 };
 use wirelane_dataplane::tables::route::{Route, host_prefix};
 use wirelane_dataplane::tables::services::{Found, Origin, backend_name, port_name};
 use wirelane_dataplane::tables::{FIRST_POD_PORT, PortKind, Tables};
+use wirelane_dataplane::verdict::DropReason;
 use wirelane_dataplane::wire::Addr;
 use wirelane_dataplane::wire::ethernet::GATEWAY_MAC;
 
@@ -37,6 +39,8 @@ const ADDRESSES: [&str; 14] = [
 ];
 const PORTS: [u16; 3] = [80, 443, 30080];
 const PROTOCOLS: [u8; 2] = [6, 17];
+/// Somebody's on the uplink.
+const MAC: [u8; 6] = [2, 0, 0, 0, 9, 9];
 
 fn addr(n: usize) -> Addr {
     Addr::from(ADDRESSES[n].parse::<IpAddr>().unwrap())
@@ -106,18 +110,21 @@ fn local_node() -> impl Strategy<Value = Object> {
             vxlan_port: 4789,
             vni: 4096,
             pod_mtu: 1450,
+            tunnel_mtu: 1450,
             ..LocalNode::default()
         })
     })
 }
 
 fn node() -> impl Strategy<Value = Object> {
-    (0..3u8, 1..3usize, 2..5u8).prop_map(|(name, address, cidr)| {
+    let routing = prop::sample::select(vec![Routing::Tunnel, Routing::Native, Routing::SameSubnet]);
+    (0..3u8, 1..3usize, 2..5u8, routing).prop_map(|(name, address, cidr, routing)| {
         Object::Node(Node {
             name: format!("node-{name}"),
             addresses: vec![addr(address)],
             pod_cidrs: vec![net(&format!("10.{cidr}.0.0/16")), net(&format!("fd00:{cidr}::/64"))],
             vtep_mac: [2, 0, 0, 0, 0, name],
+            routing,
         })
     })
 }
@@ -137,9 +144,9 @@ fn port() -> impl Strategy<Value = Step> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let uplink = any::<bool>().prop_map(|behind_router| {
+    let uplink = any::<[bool; 2]>().prop_map(|[behind_router, on_link]| {
         Step::Uplink(UplinkRoutes {
-            on_link: vec![net("192.0.2.0/24")],
+            on_link: if on_link { vec![net("192.0.2.0/24")] } else { vec![] },
             gateways: if behind_router { vec![(net("0.0.0.0/0"), addr(2))] } else { vec![] },
         })
     });
@@ -227,10 +234,13 @@ fn answers(tables: &Tables, builder: &Builder) -> Vec<String> {
     for n in 0..ADDRESSES.len() {
         let route = match tables.route(&addr(n)) {
             Some(Route::Tunnel(node)) => format!("tunnel to {}", tables.nodes[usize::from(node)].name),
+            Some(Route::Native(node)) => format!("native to {}", tables.nodes[usize::from(node)].name),
             route => format!("{route:?}"),
         };
         let pod = tables.pods.get(&addr(n)).map(|pod| (pod.identity, pod.port, pod.local));
         answers.push(format!("{pod:?} {route}"));
+        let source = tables.judge_source(&addr(n), MAC, true, &Neighbours::default());
+        answers.push(format!("from the uplink: {source:?}"));
     }
     for id in 0..3 {
         let port = tables.port(FIRST_POD_PORT + id);
@@ -252,6 +262,7 @@ impl Model<'_> {
         let mut answers: Vec<String> = questions().map(|(key, to_node)| self.find(&key, to_node)).collect();
         for n in 0..ADDRESSES.len() {
             answers.push(format!("{} {}", self.pod_at(&addr(n)), self.route(&addr(n))));
+            answers.push(format!("from the uplink: {:?}", self.source(&addr(n))));
         }
         for id in 0..3 {
             let port = self.builder.port(FIRST_POD_PORT + id).map(|config| {
@@ -347,7 +358,10 @@ impl Model<'_> {
         routes.extend(self.local().pod_cidrs.iter().map(|net| (*net, debug(Route::LocalPods))));
         for object in self.builder.objects() {
             if let Object::Node(node) = object {
-                routes.extend(node.pod_cidrs.iter().map(|net| (*net, format!("tunnel to {}", node.name))));
+                for net in &node.pod_cidrs {
+                    let way = if self.is_native(node, net) { "native" } else { "tunnel" };
+                    routes.push((*net, format!("{way} to {}", node.name)));
+                }
             }
         }
         let service = (0..ADDRESSES.len()).map(addr).filter(|address| self.is_own_address(address));
@@ -359,6 +373,40 @@ impl Model<'_> {
         // The longest; of the same, the last.
         let best = holding.max_by_key(|(n, (net, _))| (net.prefix_len(), *n));
         best.map_or("None".into(), |(_, (_, route))| route.clone())
+    }
+
+    /// Whether a node's pods in this range are reached without a tunnel. All nodes have IPv4 addresses only.
+    fn is_native(&self, node: &Node, net: &IpNet) -> bool {
+        let address = IpAddr::from(node.addresses[0]);
+        let is_on_link = self.uplink.on_link.iter().any(|net| net.contains(&address));
+        let is_routed = is_on_link || !self.uplink.gateways.is_empty();
+        net.addr().is_ipv4()
+            && match node.routing {
+                Routing::Tunnel => false,
+                Routing::Native => is_routed,
+                Routing::SameSubnet => is_on_link,
+            }
+    }
+
+    /// What an ICMP error about a packet to an address is, that comes by the uplink.
+    fn source(&self, address: &Addr) -> Result<u16, DropReason> {
+        let local = self.local();
+        let is_in = |cidrs: &[IpNet]| cidrs.iter().any(|net| net.contains(&IpAddr::from(*address)));
+        if local.addresses.contains(address) || is_in(&local.pod_cidrs) {
+            return Err(DropReason::Martian);
+        }
+        let nodes = self.builder.objects().filter_map(|object| match object {
+            Object::Node(node) if is_in(&node.pod_cidrs) => Some(node),
+            _ => None,
+        });
+        let cidr =
+            |node: &Node| *node.pod_cidrs.iter().find(|net| net.contains(&IpAddr::from(*address))).unwrap();
+        // Of one range twice, the later.
+        match nodes.last() {
+            None => Ok(0),
+            Some(node) if self.is_native(node, &cidr(node)) => Ok(flags::NATIVE),
+            Some(_) => Err(DropReason::NativeSourceMismatch),
+        }
     }
 
     fn steering(&self) -> String {

@@ -15,9 +15,10 @@ use wirelane_proto::{
     v1::{
         AttachPodRequest, AttachPodResponse, AttachPortRequest, ControlStatusRequest, ControlStatusResponse,
         DetachPodRequest, DropsRequest, DropsResponse, ExplainRequest, ExplainResponse,
-        ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest, Object, ProposeRequest,
-        ProposeResponse, ServiceView, ServicesRequest, SnapshotRequest, StatusRequest, StatusResponse,
-        control_client::ControlClient, dataplane_client::DataplaneClient, snapshot_item::Item,
+        ExplainServiceRequest, ExplainServiceResponse, Flow, FlowsRequest, NodeView, NodesRequest, Object,
+        ProposeRequest, ProposeResponse, ServiceView, ServicesRequest, SnapshotRequest, StatusRequest,
+        StatusResponse, control_client::ControlClient, dataplane_client::DataplaneClient,
+        snapshot_item::Item,
     },
 };
 
@@ -105,6 +106,14 @@ impl Daemons {
         self.dataplane(async |mut client| {
             collect(client.services(ServicesRequest {}).await?.into_inner()).await
         })
+    }
+
+    /// The other nodes, and the way to the pods of each.
+    ///
+    /// # Errors
+    /// As [`Daemons::status`].
+    pub fn nodes(&self) -> Result<Vec<NodeView>> {
+        self.dataplane(async |mut client| collect(client.nodes(NodesRequest {}).await?.into_inner()).await)
     }
 
     /// What a connection to a service would meet.

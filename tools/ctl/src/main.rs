@@ -54,6 +54,9 @@ enum Command {
         #[command(subcommand)]
         about: Option<About>,
     },
+    /// Show the other nodes, and how the pods of each are reached: through the tunnel or natively, by which next hop, and
+    /// with what MTU.
+    Nodes,
     /// Show the connections that are left at backends which get no new ones: terminating, not ready, weight 0, removed.
     ///
     /// Exits with 2 while there are any.
@@ -257,6 +260,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Command::Flows { address, limit } => {
             let flows = daemons.flows(*address, *limit)?;
             print(&|| show::flows_table(&flows), &|| show::flows_json(&flows))?;
+        }
+        Command::Nodes => {
+            let nodes = daemons.nodes()?;
+            print(&|| show::nodes_table(&nodes), &|| show::nodes_json(&nodes))?;
         }
         Command::Services { about: None } => {
             let services = daemons.services()?;

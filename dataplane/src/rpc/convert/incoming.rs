@@ -12,8 +12,8 @@ use crate::dataplane::{Attachment, Bandwidth};
 use crate::tables::build::Dangling;
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, NamedPort,
-    Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Rule, Selection, Service, ServicePort, Tier,
-    Usable,
+    Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Routing, Rule, Selection, Service,
+    ServicePort, Tier, Usable,
 };
 use crate::wire::ethernet::{Mac, is_group};
 use crate::wire::{Addr, proto};
@@ -202,6 +202,10 @@ fn local_node(message: &v1::LocalNode) -> Result<LocalNode, Invalid> {
         vxlan_port: port("vxlan_port", message.vxlan_port)?,
         vni: number("vni", message.vni, 0, (1 << 24) - 1)?,
         pod_mtu,
+        tunnel_mtu: match message.tunnel_mtu {
+            0 => pod_mtu,
+            mtu => number("tunnel_mtu", mtu, 1280, 65_535)? as u16,
+        },
         masquerade: message
             .masquerade
             .as_ref()
@@ -233,6 +237,12 @@ fn node(message: &v1::Node) -> Result<Node, Invalid> {
         addresses: addresses("addresses", &message.addresses)?,
         pod_cidrs: list("pod_cidrs", &message.pod_cidrs, cidr)?,
         vtep_mac: mac("vtep_mac", &message.vtep_mac)?,
+        routing: match v1::Routing::try_from(message.routing) {
+            Ok(v1::Routing::Tunnel) => Routing::Tunnel,
+            Ok(v1::Routing::Native) => Routing::Native,
+            Ok(v1::Routing::SameSubnet) => Routing::SameSubnet,
+            Err(_) => return Err(Invalid::new("routing", "is none that this dataplane knows")),
+        },
     })
 }
 

@@ -15,5 +15,6 @@ pub use incoming::{
 };
 pub use outgoing::{
     action_message, address_messages, algorithm_message, attachment_message, backend_message,
-    bandwidth_message, frontend_message, key_message, object_message, protocol_message, tier_message,
+    bandwidth_message, cidr_message, frontend_message, key_message, object_message, protocol_message,
+    routing_message, tier_message,
 };

@@ -7,7 +7,7 @@ use wirelane_proto::v1::object::Object as Kind;
 use crate::dataplane::{Attachment, Bandwidth};
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Masquerade, NamedPort, Object, ObjectKey, PortName,
-    Rule, ServicePort, Tier, Usable,
+    Routing, Rule, ServicePort, Tier, Usable,
 };
 use crate::wire::{Addr, proto};
 
@@ -22,6 +22,7 @@ pub fn object_message(object: &Object) -> v1::Object {
             vxlan_port: node.vxlan_port.into(),
             vni: node.vni,
             pod_mtu: node.pod_mtu.into(),
+            tunnel_mtu: node.tunnel_mtu.into(),
             masquerade: node.masquerade.as_ref().map(masquerade_message),
             clamp_mss: node.clamp_mss,
             answer_echo: node.answer_echo,
@@ -33,6 +34,7 @@ pub fn object_message(object: &Object) -> v1::Object {
             addresses: address_messages(&node.addresses),
             pod_cidrs: node.pod_cidrs.iter().map(cidr_message).collect(),
             vtep_mac: node.vtep_mac.to_vec(),
+            routing: routing_message(node.routing).into(),
         }),
         Object::Pod(pod) => {
             let (namespace, name) = split(&pod.name);
@@ -174,6 +176,15 @@ pub fn protocol_message(number: u8) -> v1::Protocol {
     }
 }
 
+/// How another node is meant to be reached.
+pub fn routing_message(routing: Routing) -> v1::Routing {
+    match routing {
+        Routing::Tunnel => v1::Routing::Tunnel,
+        Routing::Native => v1::Routing::Native,
+        Routing::SameSubnet => v1::Routing::SameSubnet,
+    }
+}
+
 fn masquerade_message(masquerade: &Masquerade) -> v1::Masquerade {
     v1::Masquerade {
         except: masquerade.except.iter().map(cidr_message).collect(),
@@ -259,7 +270,8 @@ fn rule_message(rule: &Rule) -> v1::Rule {
     }
 }
 
-fn cidr_message(cidr: &IpNet) -> v1::Cidr {
+/// A prefix.
+pub fn cidr_message(cidr: &IpNet) -> v1::Cidr {
     v1::Cidr { address: Addr::from(cidr.addr()).to_vec(), prefix_len: cidr.prefix_len().into() }
 }
 

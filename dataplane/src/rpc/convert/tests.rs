@@ -11,8 +11,8 @@ use wirelane_proto::v1;
 use super::*;
 use crate::tables::objects::{
     Action, Algorithm, Backend, Frontend, FrontendKind, Identity, IpBlock, LocalNode, Masquerade, NamedPort,
-    Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Rule, Selection, Service, ServicePort, Tier,
-    Usable,
+    Node, Object, ObjectKey, Pod, Policy, PortName, PortRange, Routing, Rule, Selection, Service,
+    ServicePort, Tier, Usable,
 };
 use crate::wire::{Addr, proto};
 
@@ -78,10 +78,10 @@ fn protocol() -> impl Strategy<Value = u8> {
 fn local_node() -> impl Strategy<Value = Object> {
     (
         (name(), pair(v4(), v6()), pair(cidr(v4(), 2), cidr(v6(), 2)), vec(any_cidr(), 0..3)),
-        (1u16.., 0u32..1 << 24, 1280u16..),
+        (1u16.., 0u32..1 << 24, [1280u16.., 1280u16..]),
         (option::of(masquerade()), any::<[bool; 3]>(), any::<u32>()),
     )
-        .prop_map(|(names, (vxlan_port, vni, pod_mtu), (masquerade, flags, grace))| {
+        .prop_map(|(names, (vxlan_port, vni, [pod_mtu, tunnel_mtu]), (masquerade, flags, grace))| {
             let [clamp_mss, answer_echo, reset_cut_flows] = flags;
             let (name, addresses, pod_cidrs, service_cidrs) = names;
             Object::LocalNode(LocalNode {
@@ -92,6 +92,7 @@ fn local_node() -> impl Strategy<Value = Object> {
                 vxlan_port,
                 vni,
                 pod_mtu,
+                tunnel_mtu,
                 masquerade,
                 clamp_mss,
                 answer_echo,
@@ -242,13 +243,17 @@ fn selection() -> impl Strategy<Value = Object> {
     })
 }
 
+fn routing() -> impl Strategy<Value = Routing> {
+    prop::sample::select(vec![Routing::Tunnel, Routing::Native, Routing::SameSubnet])
+}
+
 /// Any object that can be meant.
 pub fn any_object() -> impl Strategy<Value = Object> {
     prop_oneof![
         local_node(),
-        (name(), set(addr()), vec(any_cidr(), 0..3), mac()).prop_map(
-            |(name, addresses, pod_cidrs, vtep_mac)| {
-                Object::Node(Node { name, addresses, pod_cidrs, vtep_mac })
+        (name(), set(addr()), vec(any_cidr(), 0..3), mac(), routing()).prop_map(
+            |(name, addresses, pod_cidrs, vtep_mac, routing)| {
+                Object::Node(Node { name, addresses, pod_cidrs, vtep_mac, routing })
             }
         ),
         (full_name(), set(addr()), or_empty(name()), 1u32..).prop_map(|(name, addresses, node, identity)| {
@@ -300,6 +305,7 @@ fn a_local_node_is_checked() {
         (|node| node.vxlan_port = 65_536, "vxlan_port", "not in 1..65535"),
         (|node| node.vni = 1 << 24, "vni", "not in"),
         (|node| node.pod_mtu = 1279, "pod_mtu", "not in 1280"),
+        (|node| node.tunnel_mtu = 1279, "tunnel_mtu", "not in 1280"),
         (|node| masquerade_of(node).first_port = 0, "masquerade.first_port", "not in 1..65535"),
         (|node| masquerade_of(node).last_port = 60_999, "masquerade.last_port", "less than the first"),
         (

@@ -11,6 +11,8 @@ use crate::explain::{
 };
 use crate::ports::Ports;
 use crate::rpc::convert::{Invalid, action_message, tier_message};
+use crate::rpc::nodes;
+use crate::tables::Tables;
 use crate::wire::{Addr, proto};
 
 /// The question in a message.
@@ -61,8 +63,8 @@ pub fn explain<P: Ports>(
     let mut cases: Vec<(&Way, v1::ExplainedCase)> = Vec::new();
     for way in &ways {
         match cases.iter_mut().find(|(first, _)| is_alike(first, way)) {
-            Some((_, case)) => case.connections.push(connection(way)),
-            None => cases.push((way, case(way))),
+            Some((_, case)) => case.connections.push(connection(way, &tables)),
+            None => cases.push((way, case(way, &tables))),
         }
     }
     let cases: Vec<v1::ExplainedCase> = cases.into_iter().map(|(_, case)| case).collect();
@@ -95,9 +97,9 @@ fn is_alike(a: &Way, b: &Way) -> bool {
         }
 }
 
-fn case(way: &Way) -> v1::ExplainedCase {
+fn case(way: &Way, tables: &Tables) -> v1::ExplainedCase {
     let mut case = v1::ExplainedCase {
-        connections: vec![connection(way)],
+        connections: vec![connection(way, tables)],
         notes: way.note.iter().cloned().collect(),
         ..v1::ExplainedCase::default()
     };
@@ -127,7 +129,7 @@ fn detached(end: &End) -> Option<String> {
     Some(format!("{} has no port at this node yet: nothing reaches it", pod.name))
 }
 
-fn connection(way: &Way) -> v1::ExplainedConnection {
+fn connection(way: &Way, tables: &Tables) -> v1::ExplainedConnection {
     let ends = &way.ends;
     let (source, destination) = match &way.fate {
         Fate::Judged(explanation) => (pod(&explanation.egress.place), pod(&explanation.ingress.place)),
@@ -149,6 +151,7 @@ fn connection(way: &Way) -> v1::ExplainedConnection {
         frontend_port: through.map_or(0, |through| through.frontend.1.into()),
         chance: through.map_or(1.0, |through| through.chance),
         seen_as: way.seen_as.map(Addr::to_vec).unwrap_or_default(),
+        way: if tables.is_within(&ends.src) { nodes::way(&ends.dst, tables) } else { "" }.into(),
     }
 }
 

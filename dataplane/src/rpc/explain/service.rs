@@ -123,11 +123,12 @@ pub fn explain<P: Ports>(dataplane: &Dataplane<P>, question: &Question) -> v1::E
             let id = state.builder.names().known(&backend_name(&name, backend));
             let chance = chances.iter().find(|(of, _)| Some(*of) == id).map_or(0.0, |(_, chance)| *chance);
             let is_local = tables.pods.get(&backend.address).is_some_and(|pod| pod.local);
-            let is_tunnelled = matches!(tables.route(&backend.address), Some(Route::Tunnel(_)));
+            let is_elsewhere =
+                matches!(tables.route(&backend.address), Some(Route::Tunnel(_) | Route::Native(_)));
             let is_direct = selection.as_ref().is_ok_and(|selection| !selection.local)
                 && port.is_direct(kind, origin)
                 && question.client.is_none_or(|client| tables.is_outside(&client))
-                && (is_local || is_tunnelled);
+                && (is_local || is_elsewhere);
             let masquerade = selection.as_ref().is_ok_and(|selection| selection.masquerade) && !is_direct;
             v1::ExplainedBackend {
                 backend: Some(backend_message(backend)),

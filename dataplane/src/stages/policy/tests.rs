@@ -141,6 +141,7 @@ fn local_node(reset_cut_flows: bool) -> LocalNode {
         vxlan_port: 4789,
         vni: 1,
         pod_mtu: 1450,
+        tunnel_mtu: 1450,
         reset_cut_flows,
         ..LocalNode::default()
     }

@@ -1,4 +1,4 @@
-//! A Kubernetes node that is nothing but Linux: a kernel VXLAN device, and routes to it and to its pods.
+//! A Kubernetes node that is nothing but Linux: a kernel VXLAN device, or none, and routes to other nodes' and its own pods.
 
 use std::{
     net::IpAddr,
@@ -49,14 +49,31 @@ impl PlainNode {
     /// # Errors
     /// When the kernel refuses a part of it.
     pub fn new(lab: &Lab, fabric: &Fabric, plan: NodePlan, tunnel: Tunnel<'_>) -> Result<PlainNode> {
+        let pod_mtu = if tunnel.over_ipv6 { plan::POD_MTU_OVER_IPV6 } else { plan::POD_MTU };
+        let node = PlainNode::unconnected(lab, fabric, plan, pod_mtu)?;
+        node.open_tunnel(tunnel)?;
+        Ok(node)
+    }
+
+    /// A node on the wire without any tunnel: it has a route to each peer's pods, by the peer's own address.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of it.
+    pub fn native(lab: &Lab, fabric: &Fabric, plan: NodePlan, peers: &[NodePlan]) -> Result<PlainNode> {
+        let node = PlainNode::unconnected(lab, fabric, plan, plan::WIRE_MTU)?;
+        for peer in peers {
+            node.namespace.ip(&format!("route add {} via {}", peer.pods_ipv4, peer.ipv4))?;
+            node.namespace.ip(&format!("route add {} via {}", peer.pods_ipv6, peer.ipv6))?;
+        }
+        Ok(node)
+    }
+
+    fn unconnected(lab: &Lab, fabric: &Fabric, plan: NodePlan, pod_mtu: u32) -> Result<PlainNode> {
         let namespace = lab.namespace(plan.name)?;
         fabric.join(&namespace, Port { interface: "eth0", addresses: &plan.addresses(), queues: 1 })?;
         namespace.set("ipv4/ip_forward", "1")?;
         namespace.set("ipv6/conf/all/forwarding", "1")?;
-        let pod_mtu = if tunnel.over_ipv6 { plan::POD_MTU_OVER_IPV6 } else { plan::POD_MTU };
-        let node = PlainNode { namespace, plan, pod_mtu, pods: AtomicU32::new(0) };
-        node.open_tunnel(tunnel)?;
-        Ok(node)
+        Ok(PlainNode { namespace, plan, pod_mtu, pods: AtomicU32::new(0) })
     }
 
     /// The namespace that is the node.

@@ -25,6 +25,9 @@ pub const NODE1: NodePlan = NodePlan::new("node1", 1);
 /// The second node.
 pub const NODE2: NodePlan = NodePlan::new("node2", 2);
 
+/// The third node.
+pub const NODE3: NodePlan = NodePlan::new("node3", 3);
+
 /// A node's name and addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct NodePlan {

@@ -76,11 +76,22 @@ fn case_text(case: &ExplainedCase) -> String {
             &format!("{} sees {seen_as} as the source, the address of the node before", end_of(connection)),
         );
     }
+    for connection in case.connections.iter().filter(|connection| !connection.way.is_empty()) {
+        line(2, &format!("{}: {}", end_of(connection), way(connection)));
+    }
     case.notes.iter().for_each(|note| line(2, &format!("note: {note}")));
     for contradiction in &case.contradictions {
         line(0, &format!("THIS EXPLANATION IS WRONG, which is a mistake in Wirelane: {contradiction}"));
     }
     text
+}
+
+/// How its packets go to another node.
+fn way(connection: &ExplainedConnection) -> &'static str {
+    match connection.way.as_str() {
+        "native" => "its node is natively routed: packets go as they are",
+        _ => "packets go to its node through the tunnel",
+    }
 }
 
 fn source(connection: &ExplainedConnection) -> String {
@@ -197,6 +208,7 @@ fn connection_json(connection: &ExplainedConnection) -> Value {
         "frontend_port": connection.frontend_port,
         "chance": connection.chance,
         "seen_as": address(&connection.seen_as),
+        "way": connection.way,
     })
 }
 

@@ -7,6 +7,7 @@ mod explain_service;
 mod flows;
 mod grid;
 mod json;
+mod nodes;
 mod services;
 mod status;
 mod whatif;
@@ -22,6 +23,7 @@ pub use self::{
     flows::flows_table,
     grid::{Column, bordered, grid},
     json::{attached_json, drops_json, flows_json, services_json},
+    nodes::{nodes_json, nodes_table},
     services::services_table,
     status::Status,
     whatif::{whatif_breaks, whatif_json, whatif_table},
