@@ -193,8 +193,7 @@ fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
     if is_multicast(dst) {
         return Err(DropReason::Multicast);
     }
-    // What one says to oneself is never seen on a link, and could not be told from its answer.
-    if src.is_martian() || dst.is_martian() || src == dst {
+    if src.is_martian() || dst.is_martian() || (src == dst && !is_of_node(meta)) {
         return Err(DropReason::Martian);
     }
     if meta.has(flags::LATER) {
@@ -215,6 +214,12 @@ fn keyed(meta: &mut Meta, tables: &Tables) -> Result<Parsed, DropReason> {
         return if is_tunnel(meta, tables) { Err(DropReason::FragmentedTunnel) } else { Ok(Parsed::First) };
     }
     Ok(Parsed::Keyed)
+}
+
+/// Whether what somebody says to himself may be on a link: a socket that is bound to the node's own address comes so to a
+/// node port there. From and to one port it could not be told from its answer.
+fn is_of_node(meta: &Meta) -> bool {
+    meta.has(flags::FROM_HOST) && (meta.has(flags::LATER) || meta.key.sport != meta.key.dport)
 }
 
 /// Whether a pod speaks from an address of its own. Of an ICMP error the embedded packet has to have been for

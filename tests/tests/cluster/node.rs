@@ -35,6 +35,11 @@ fn the_host_reaches_pods_and_services_and_they_reach_it() {
             let server = SocketAddr::new(service.addresses()[index], HTTP);
             assert_eq!(ask(host, server).name, name, "{server}");
             assert_eq!(ask_udp(host, server), name, "{server}");
+            // From a socket that is bound to the very address.
+            let (url, bound) = (format!("http://{server}/"), node.to_string());
+            let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
+            let answer: wirelane::traffic::Answer = said.unwrap().parse().unwrap();
+            assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
         }
     }
     let names: std::collections::BTreeSet<String> =
