@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::OnceLock;
 
 use core_affinity::CoreId;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 
 use crate::measure::Tsc;
@@ -96,6 +97,14 @@ pub fn cores() -> usize {
 /// Returns whether it could.
 pub fn pin(n: usize) -> bool {
     core_from_back(n).is_some_and(|id| core_affinity::set_for_current(CoreId { id }))
+}
+
+/// Lets the calling thread, and whatever it starts from now on, run on every core again.
+pub fn unpin() {
+    let mut all = CpuSet::new();
+    core_ids().iter().for_each(|core| all.set(core.id));
+    // A thread that stays where it is measures something else, and says so by its figures.
+    _ = sched_setaffinity(None, &all);
 }
 
 /// Number of the `n`th core, counted from the first.

@@ -83,6 +83,9 @@ pub struct Config {
     /// Where `/healthz` and `/livez` are served; empty: nowhere.
     #[serde(default = "defaults::healthz")]
     pub healthz: Vec<SocketAddr>,
+    /// Where `/proxyMode` is served; empty: nowhere.
+    #[serde(default = "defaults::proxy_mode")]
+    pub proxy_mode: Vec<SocketAddr>,
     /// The node's addresses that the health checks of Services are served on; empty: none.
     #[serde(default = "defaults::health_check_addresses")]
     pub health_check_addresses: Vec<IpAddr>,
@@ -128,7 +131,7 @@ fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<RangeInclusive<u1
 
 mod defaults {
     use std::{
-        net::{IpAddr, Ipv6Addr, SocketAddr},
+        net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
         ops::RangeInclusive,
         path::PathBuf,
     };
@@ -186,6 +189,11 @@ mod defaults {
     /// kube-proxy's port, on every address of both families.
     pub(super) fn healthz() -> Vec<SocketAddr> {
         vec![(Ipv6Addr::UNSPECIFIED, 10_256).into()]
+    }
+
+    /// kube-proxy's port for that, for the node's own processes alone.
+    pub(super) fn proxy_mode() -> Vec<SocketAddr> {
+        vec![(Ipv4Addr::LOCALHOST, 10_249).into()]
     }
 
     pub(super) fn health_check_addresses() -> Vec<IpAddr> {
@@ -328,7 +336,7 @@ mod tests {
         assert_eq!(config.settings(), Settings::new("node1"));
         assert_eq!((config.manifests, config.kubernetes), (Some(defaults::manifests()), None));
         let config = parse("node = \"node1\"\n[kubernetes]").unwrap();
-        assert_eq!((config.manifests, config.kubernetes), (None, Some(Access { kubeconfig: None })));
+        assert_eq!((config.manifests, config.kubernetes), (None, Some(Access::default())));
         assert_eq!(parse("").unwrap().node, "", "the command line names it");
     }
 
@@ -370,6 +378,10 @@ mod tests {
             (
                 "routing = \"direct\"",
                 "unknown variant `direct`, expected one of `tunnel`, `native`, `same-subnet`",
+            ),
+            (
+                "[kubernetes]\nserver = \"10.0.0.1:6443\"",
+                "\"10.0.0.1:6443\" is not the address of a server, https://HOST:PORT",
             ),
             ("node_port_range = \"5\"", "\"5\" is not a range FIRST-LAST of ports"),
             ("node_port_range = \"9-5\"", "is not a range"),

@@ -140,7 +140,8 @@ fn verdicts(step: &Value, result: &Value, tables: &Tables) -> [&'static str; 3] 
     let identity = |address| tables.pods.get(address).expect("a pod").identity;
     let one = |direction, subject, peer| {
         let peer_of = Peer { identity: identity(peer), address: *peer, proto, port };
-        match tables.policies.judge(direction, identity(subject), &peer_of).judgement {
+        match tables.policies.judge(direction, identity(subject), &peer_of.at(tables.number(peer))).judgement
+        {
             Judgement::Denied(_) => "blocked",
             Judgement::Default | Judgement::Allowed(_) => "allowed",
         }

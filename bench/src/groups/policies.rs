@@ -117,7 +117,10 @@ impl Cluster {
     /// A connection that a rule allows, and one that none does.
     fn check(&self) -> anyhow::Result<()> {
         let tables = self.shared.tables();
-        let peer = |port| Peer { identity: identity_of(1), address: address(1), proto: proto::TCP, port };
+        let peer = |port| {
+            let peer = Peer { identity: identity_of(1), address: address(1), proto: proto::TCP, port };
+            peer.at(tables.number(&peer.address))
+        };
         let judge = |port| tables.policies.judge(Direction::Ingress, identity_of(0), &peer(port)).judgement;
         anyhow::ensure!(matches!(judge(8000), Judgement::Allowed(_)), "a rule allows it");
         anyhow::ensure!(judge(7) == Judgement::Denied(0), "no rule allows it");

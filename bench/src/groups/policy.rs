@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use wirelane_dataplane::batch::BATCH;
 use wirelane_dataplane::clock::cycles;
-use wirelane_dataplane::stages::policy::{Ends, judge};
+use wirelane_dataplane::stages::policy::{Ends, Judges};
 use wirelane_dataplane::tables::Tables;
 use wirelane_dataplane::tables::build::Builder;
 use wirelane_dataplane::tables::neighbours::Neighbours;
@@ -111,12 +111,14 @@ impl Judged {
         let mut verdicts = Vec::with_capacity(count);
         let start = cycles();
         let tables: &Tables = black_box(&self.tables);
+        let mut judges = [Judges::default(); BATCH];
         for batch in asked.chunks(BATCH) {
+            // As service and policy do.
             batch.iter().for_each(|ends| tables.prefetch_ends(&ends.src, &ends.dst));
-            batch.iter().for_each(|ends| {
-                tables.prefetch_policies(&ends.src, &ends.dst, ends.proto, ends.port);
-            });
-            verdicts.extend(batch.iter().map(|ends| judge(ends, tables).is_ok()));
+            for (judges, ends) in judges.iter_mut().zip(batch) {
+                *judges = Judges::find(ends, tables);
+            }
+            verdicts.extend(judges[..batch.len()].iter().map(|judges| judges.ask().is_ok()));
         }
         let cycles = cycles().wrapping_sub(start);
         let allowed = verdicts.iter().filter(|allowed| **allowed).count();

@@ -10,7 +10,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 
-use super::{Access, ApiError, chain};
+use super::{Access, ApiError, Server, chain};
 
 /// A client of the API server.
 pub(super) async fn client(access: &Access, answer_within: Duration) -> Result<Client, ApiError> {
@@ -24,6 +24,9 @@ pub(super) async fn client(access: &Access, answer_within: Duration) -> Result<C
         }
         None => Config::incluster().map_err(|error| refused(&error))?,
     };
+    if let Some(Server(server)) = &access.server {
+        config.cluster_url.clone_from(server);
+    }
     config.connect_timeout = Some(answer_within);
     config.write_timeout = Some(answer_within);
     // Whoever asks knows better when to ask again.

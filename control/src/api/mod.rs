@@ -10,11 +10,11 @@ use std::{borrow::Cow, path::PathBuf, time::Duration};
 
 use http_body_util::BodyExt;
 use hyper::{
-    Method, Request, Response, StatusCode,
+    Method, Request, Response, StatusCode, Uri,
     header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER},
 };
 use kube::client::Body;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
@@ -29,6 +29,29 @@ pub struct Access {
     /// A kubeconfig; without one, what Kubernetes gives to every pod.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
+    /// Where the API server is, in the place of where these credentials say: what every pod is told is the address of a
+    /// Service, which leads nowhere until Wirelane serves it.
+    #[serde(default)]
+    pub server: Option<Server>,
+}
+
+/// The address of an API server: `https://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server(Uri);
+
+impl<'de> Deserialize<'de> for Server {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let uri = text.parse::<Uri>().ok();
+        let is_server = |uri: &Uri| {
+            matches!(uri.scheme_str(), Some("https" | "http"))
+                && uri.host().is_some()
+                && uri.query().is_none()
+        };
+        uri.filter(is_server).map(Self).ok_or_else(|| {
+            serde::de::Error::custom(format!("{text:?} is not the address of a server, https://HOST:PORT"))
+        })
+    }
 }
 
 /// Where the API server has the objects of a kind.

@@ -46,7 +46,7 @@ use crate::{
 /// How long an attachment waits for the pod's object to come.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it waits for the pod's tables to be live. A hundred pods that come at once wait for each other's ports.
-const LIVE_WITHIN: Duration = Duration::from_secs(15);
+const LIVE_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a container is to be attached to.
 #[derive(Clone, Debug)]

@@ -25,6 +25,7 @@ use crate::{
 /// Answers who asks.
 pub struct Health {
     healthz: Vec<SocketAddr>,
+    proxy_mode: Vec<SocketAddr>,
     check_addresses: Vec<IpAddr>,
     timeout: Duration,
     desired: Arc<Desired>,
@@ -42,6 +43,7 @@ impl Health {
     ) -> Self {
         Self {
             healthz: config.healthz.clone(),
+            proxy_mode: config.proxy_mode.clone(),
             check_addresses: config.health_check_addresses.clone(),
             timeout: config.health_timeout(),
             desired,
@@ -61,6 +63,8 @@ impl Health {
 enum Asked {
     /// Somebody who wants to know of this node as a whole: `/healthz`, `/livez`.
     Node,
+    /// Somebody who wants to know who does kube-proxy's work here: `/proxyMode`.
+    Mode,
     /// Somebody who wants to know whether to send packets for a service here.
     Service(Name),
 }
@@ -87,7 +91,9 @@ impl Now<'_> {
             }
             // Whether this process is to be started anew, which does not make a node come back that is going.
             (Asked::Node, "/livez") => self.node(None, self.is_fresh()),
-            (Asked::Node, _) => {
+            // As "iptables", "ipvs" and "nftables" are kube-proxy's.
+            (Asked::Mode, "/proxyMode") => Answer::new("wirelane".to_owned()),
+            (Asked::Node | Asked::Mode, _) => {
                 let mut answer = Answer::new("404 page not found\n".to_owned());
                 *answer.status_mut() = StatusCode::NOT_FOUND;
                 answer
@@ -197,7 +203,7 @@ mod tests {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(100_500),
         };
         let answer = now.answer(asked, path);
-        if answer.status() != StatusCode::NOT_FOUND {
+        if answer.status() != StatusCode::NOT_FOUND && *asked != Asked::Mode {
             assert_eq!(answer.headers()["content-type"], "application/json");
             assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
         }
@@ -231,6 +237,14 @@ mod tests {
         assert_eq!(node("/livez", Some(59)).0, 200);
         assert_eq!(node("/livez", Some(60)).0, 503);
         assert_eq!(node("/", None), (404, "404 page not found\n".to_owned()));
+    }
+
+    #[test]
+    fn the_mode_is_a_word() {
+        let mode = |path| ask(&Asked::Mode, path, Some(100), &checks(false, 0));
+        assert_eq!(mode("/proxyMode"), (200, "wirelane".to_owned()));
+        assert_eq!(mode("/healthz").0, 404);
+        assert_eq!(ask(&Asked::Node, "/proxyMode", None, &checks(true, 0)).0, 404);
     }
 
     #[test]

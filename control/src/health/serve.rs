@@ -40,11 +40,12 @@ struct Context {
 }
 
 pub(super) async fn run(health: Health) {
-    let Health { healthz, check_addresses, timeout, desired, mut checks, problems } = health;
+    let Health { healthz, proxy_mode, check_addresses, timeout, desired, mut checks, problems } = health;
     let context = Arc::new(Context { desired, checks: checks.clone(), timeout });
     let mut listeners: BTreeMap<(SocketAddr, Asked), AbortHandle> = BTreeMap::new();
     loop {
         let mut wanted: BTreeSet<_> = healthz.iter().map(|&address| (address, Asked::Node)).collect();
+        wanted.extend(proxy_mode.iter().map(|&address| (address, Asked::Mode)));
         for (name, check) in &checks.borrow_and_update().services {
             let at = |&address: &IpAddr| (SocketAddr::new(address, check.port), Asked::Service(name.clone()));
             wanted.extend(check_addresses.iter().map(at));
@@ -146,7 +147,7 @@ async fn answer(stream: TcpStream, asked: Asked, context: Arc<Context>) {
 
 fn problem(address: SocketAddr, asked: &Asked, error: &io::Error) -> Problem {
     let object = match asked {
-        Asked::Node => String::new(),
+        Asked::Node | Asked::Mode => String::new(),
         Asked::Service(name) => format!("Service {name}"),
     };
     Problem {
@@ -154,6 +155,7 @@ fn problem(address: SocketAddr, asked: &Asked, error: &io::Error) -> Problem {
         object,
         field: match asked {
             Asked::Node => "healthz".to_owned(),
+            Asked::Mode => "proxy_mode".to_owned(),
             Asked::Service(_) => "spec.healthCheckNodePort".to_owned(),
         },
         reason: format!("cannot be served on {address}: {error}"),
@@ -203,6 +205,7 @@ mod tests {
         let problems = Problems::default();
         let health = Health {
             healthz: vec![(Ipv4Addr::LOCALHOST, node).into()],
+            proxy_mode: Vec::new(),
             check_addresses: vec![Ipv4Addr::LOCALHOST.into()],
             timeout: Duration::from_secs(60),
             desired: Arc::new(Desired::default()),

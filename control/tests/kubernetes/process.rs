@@ -45,7 +45,7 @@ impl Process {
         objects.iter().for_each(|object| api.apply(object));
         api.write_kubeconfig(&folder.path().join("kubeconfig"));
         let config = format!(
-            "node = \"n1\"\nhealthz = []\nhealth_check_addresses = []\nhealth_timeout_seconds = 1\n\
+            "node = \"n1\"\nhealthz = []\nproxy_mode = []\nhealth_check_addresses = []\nhealth_timeout_seconds = 1\n\
              allocator = \"n1\"\nstate_folder = {:?}\n[kubernetes]\nkubeconfig = {:?}\n\
              [[pools]]\nname = \"lan\"\naddresses = [\"203.0.113.0/28\"]\n",
             folder.path().join("state"),

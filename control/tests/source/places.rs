@@ -86,14 +86,16 @@ impl Place for Folder {
 /// The API server of the tests.
 pub struct Double {
     pub server: ApiServer,
-    folder: TempDir,
+    pub access: Access,
+    _folder: TempDir,
 }
 
 impl Double {
     pub fn new() -> Self {
         let (server, folder) = (ApiServer::start(), tempfile::tempdir().unwrap());
-        server.write_kubeconfig(&folder.path().join("kubeconfig"));
-        Self { server, folder }
+        let kubeconfig = folder.path().join("kubeconfig");
+        server.write_kubeconfig(&kubeconfig);
+        Self { server, access: Access { kubeconfig: Some(kubeconfig), ..Access::default() }, _folder: folder }
     }
 }
 
@@ -109,8 +111,7 @@ impl Place for Double {
     }
 
     fn source(&self) -> Box<dyn Source> {
-        let access = Access { kubeconfig: Some(self.folder.path().join("kubeconfig")) };
-        Box::new(Kube::new(access, IMPATIENT))
+        Box::new(Kube::new(self.access.clone(), IMPATIENT))
     }
 }
 
@@ -129,7 +130,7 @@ impl Real {
             eprintln!("skipped over a real API server: WIRELANE_KUBECONFIG names none");
             return None;
         };
-        let access = Access { kubeconfig: Some(path.into()) };
+        let access = Access { kubeconfig: Some(path.into()), ..Access::default() };
         let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
         let namespace = format!("wirelane-test-{}-{now:x}", std::process::id());
         let connection = Connection::new(access.clone(), Duration::from_secs(30));

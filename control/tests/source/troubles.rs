@@ -43,6 +43,17 @@ fn pods(names: &[&str]) -> (Double, Vec<String>) {
 }
 
 #[test]
+fn the_configuration_may_say_where_it_is_in_the_place_of_the_credentials() {
+    let (mut double, keys) = pods(&["a"]);
+    let path = double.access.kubeconfig.clone().unwrap();
+    let kubeconfig = std::fs::read_to_string(&path).unwrap();
+    // As a Service's address that nobody serves yet.
+    std::fs::write(&path, kubeconfig.replace(&double.server.url(), "http://127.0.0.1:1")).unwrap();
+    double.access.server = Some(serde_json::from_value(json!(double.server.url())).unwrap());
+    assert!(followed(&double).objects.keys().eq(&keys));
+}
+
+#[test]
 fn a_list_comes_in_pages() {
     let names: Vec<_> = (0..10).map(|i| format!("p{i}")).collect();
     let (double, keys) = pods(&names.iter().map(String::as_str).collect::<Vec<_>>());

@@ -3,7 +3,7 @@
 #[cfg(all(test, not(any(wirelane_loom, wirelane_shuttle))))]
 mod tests;
 
-use crate::batch::{Batch, Key, Meta, flags};
+use crate::batch::{BATCH, Batch, Key, Meta, flags};
 use crate::path::{Context, Waiting};
 use crate::stages::conntrack::Halt;
 use crate::stages::masquerade::{Ports, Source};
@@ -13,7 +13,7 @@ use crate::stats::DropRecord;
 use crate::tables::flows::limits::Limit;
 use crate::tables::flows::line::{Family, Rewrite, V4, V6};
 use crate::tables::flows::{FlowRef, FlowTable, InsertError, NewFlow};
-use crate::tables::policy::{Direction, Judgement, Peer};
+use crate::tables::policy::{Direction, Judgement, Peer, PeerAt, Programs};
 use crate::tables::route::NextHop;
 use crate::tables::services::Id;
 use crate::tables::{PodAt, Tables};
@@ -22,14 +22,19 @@ use crate::wire::Addr;
 
 /// Sees the first packets of flows, after service; what it allows goes on to forward.
 pub fn run(batch: &mut Batch, cx: &mut Context<'_>, waiting: &mut Waiting) {
+    if waiting.chosen.is_empty() {
+        return;
+    }
+    // Three times through the batch, so that memory is asked for in one pass and read in the next: service has asked for the
+    // pods, these lead to the programs, and what those will read is on its way when the first is judged.
+    let mut judges = [Judges::default(); BATCH];
     for index in waiting.chosen.iter() {
-        let (key, choice) = (&batch.meta[index].key, &waiting.choices[index]);
-        cx.tables.prefetch_policies(&key.src, &choice.address, key.proto, choice.port);
+        judges[index] = Judges::find(&ends(&batch.meta[index].key, &waiting.choices[index]), cx.tables);
     }
     // All are judged before the first is committed: meanwhile memory looks for the buckets of their replies.
     for index in waiting.chosen.iter() {
         let (meta, choice) = (&mut batch.meta[index], &waiting.choices[index]);
-        let admitted = admit(meta, waiting.keyed.hash(index), choice, cx);
+        let admitted = admit(meta, waiting.keyed.hash(index), choice, &judges[index], cx);
         if let Ok(admitted) = &admitted {
             let reply = admitted.ports.first().reversed();
             if meta.has(flags::V6) {
@@ -117,56 +122,97 @@ pub struct Ends {
     pub through_service: bool,
 }
 
-/// Judges a connection at those of its ends that are pods of this node: egress at the source, ingress at the
-/// destination.
+/// Who judges a connection: the programs of those of its ends that are pods of this node. Egress is judged at the source,
+/// ingress at the destination.
 ///
-/// What comes from the node itself is always let in, and a pod always reaches itself, but not through a
-/// Service (NetworkPolicy v1; ClusterNetworkPolicy says so of Services).
+/// Finding them is a step of its own, so that it can be done for a whole batch before the first is asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Judges<'a>([Option<Judge<'a>>; 2]);
+
+#[derive(Clone, Copy, Debug)]
+struct Judge<'a> {
+    programs: &'a Programs,
+    /// Identity of the pod at this end.
+    subject: u32,
+    peer: PeerAt,
+}
+
+impl<'a> Judges<'a> {
+    /// Of a connection. Asks for the memory that they will read.
+    ///
+    /// What comes from the node itself is always let in, and a pod always reaches itself, but not through a
+    /// Service (NetworkPolicy v1; ClusterNetworkPolicy says so of Services).
+    #[inline]
+    pub fn find(ends: &Ends, tables: &'a Tables) -> Judges<'a> {
+        if ends.src == ends.dst && !ends.through_service {
+            return Judges::default();
+        }
+        let (source, destination) = (tables.pods.get(&ends.src), tables.pods.get(&ends.dst));
+        let judge = |direction, own: Option<&PodAt>, peer: Option<&PodAt>, address: Addr| {
+            let subject = own.filter(|pod| pod.local)?.identity;
+            let programs = tables.policies.find(direction, subject)?;
+            let (identity, number) = peer.map_or((0, 0), |pod| (pod.identity, pod.number));
+            let peer = Peer { identity, address, proto: ends.proto, port: ends.port }.at(number);
+            programs.prefetch(&peer);
+            Some(Judge { programs, subject, peer })
+        };
+        let asked = destination.filter(|_| !tables.is_node_address(&ends.src));
+        Judges([
+            judge(Direction::Ingress, asked, source, ends.src),
+            judge(Direction::Egress, source, destination, ends.dst),
+        ])
+    }
+
+    /// What they say.
+    ///
+    /// # Errors
+    /// Who denied it.
+    #[inline]
+    pub fn ask(&self) -> Result<Admission, Denied> {
+        let mut admission = Admission::default();
+        let mut ask = |direction: Direction| {
+            let Some(Judge { programs, subject, peer }) = self.0[direction as usize] else { return Ok(0) };
+            let judged = programs.judge(&peer);
+            if let Judgement::Denied(rule) = judged.judgement {
+                return Err(Denied { direction, subject, rule });
+            }
+            let denied = judged.audit.map(|rule| Denied { direction, subject, rule });
+            admission.audit = admission.audit.or(denied);
+            Ok(judged.judgement.rule())
+        };
+        let rules = (ask(Direction::Egress)?, ask(Direction::Ingress)?);
+        Ok(Admission { rules, ..admission })
+    }
+}
+
+/// Judges a connection at once: see [`Judges`].
 ///
 /// # Errors
 /// Who denied it.
 pub fn judge(ends: &Ends, tables: &Tables) -> Result<Admission, Denied> {
-    let mut admission = Admission::default();
-    if ends.src == ends.dst && !ends.through_service {
-        return Ok(admission);
-    }
-    let (source, destination) = (tables.pods.get(&ends.src), tables.pods.get(&ends.dst));
-    let identity = |pod: Option<&PodAt>| pod.map_or(0, |pod| pod.identity);
-    let mut end = |direction, subject: u32, peer: Option<&PodAt>, address: &Addr| {
-        let peer = Peer { identity: identity(peer), address: *address, proto: ends.proto, port: ends.port };
-        let judged = tables.policies.judge(direction, subject, &peer);
-        if let Judgement::Denied(rule) = judged.judgement {
-            return Err(Denied { direction, subject, rule });
-        }
-        let denied = judged.audit.map(|rule| Denied { direction, subject, rule });
-        admission.audit = admission.audit.or(denied);
-        Ok(judged.judgement.rule())
-    };
-    let egress = match source {
-        Some(pod) if pod.local => end(Direction::Egress, pod.identity, destination, &ends.dst)?,
-        _ => 0,
-    };
-    let ingress = match destination {
-        Some(pod) if pod.local && !tables.is_node_address(&ends.src) => {
-            end(Direction::Ingress, pod.identity, source, &ends.src)?
-        }
-        _ => 0,
-    };
-    admission.rules = (egress, ingress);
-    Ok(admission)
+    Judges::find(ends, tables).ask()
 }
 
-/// Whether a flow may begin with this packet, as what, and where its packets go.
-fn admit(meta: &mut Meta, hash: u64, choice: &Choice, cx: &Context<'_>) -> Result<Admitted, DropReason> {
-    let key = meta.key;
-    let ends = Ends {
+fn ends(key: &Key, choice: &Choice) -> Ends {
+    Ends {
         src: key.src,
         dst: choice.address,
         proto: key.proto,
         port: choice.port,
         through_service: choice.ids != (0, 0),
-    };
-    let admission = judge(&ends, cx.tables).map_err(|denied| {
+    }
+}
+
+/// Whether a flow may begin with this packet, as what, and where its packets go.
+fn admit(
+    meta: &mut Meta,
+    hash: u64,
+    choice: &Choice,
+    judges: &Judges<'_>,
+    cx: &Context<'_>,
+) -> Result<Admitted, DropReason> {
+    let key = meta.key;
+    let admission = judges.ask().map_err(|denied| {
         (meta.flow, meta.rule) = (denied.subject, denied.rule);
         denied.reason()
     })?;

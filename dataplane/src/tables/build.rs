@@ -4,6 +4,7 @@
 //! (a file for each in this folder), nodes and routes as a whole.
 
 mod names;
+mod numbers;
 mod objects;
 mod pods;
 mod policies;
@@ -212,7 +213,7 @@ impl Builder {
         self.standings.end_lingering(&left);
         self.standings.end_graces(&graces, &mut next.services, &mut self.names);
         self.frontends.build(&mut next.services, &self.objects, &mut self.names);
-        self.pods.build(&mut next, &self.objects, &self.ports);
+        self.pods.build(&mut next, &self.objects, &self.ports, self.rulebook.numbers());
         for (identity, is_here) in self.pods.take_moved() {
             self.rulebook.change_local(identity, is_here);
         }

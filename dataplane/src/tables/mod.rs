@@ -30,12 +30,11 @@ use crate::wire::ethernet::Mac;
 use crate::wire::vxlan::Envelope;
 use bandwidth::Limits;
 use changes::Changes;
-use map::Map;
 use neighbours::Neighbours;
 use node_index::NodeIndex;
 use node_ranges::NodeRanges;
 use objects::LocalNode;
-use policy::{Direction, Peer, Policies};
+use policy::Policies;
 use route::{Prefix, Route, Routes};
 use services::Services;
 
@@ -83,7 +82,7 @@ pub struct Tables {
     /// By number: uplink, host, pods.
     pub ports: Arc<Vec<Option<Port>>>,
     /// Every pod of the cluster, by address.
-    pub pods: Map<Addr, PodAt>,
+    pub pods: map::Halves<Addr, PodAt>,
     /// See [`Services`].
     pub services: Services,
     /// See [`Policies`].
@@ -222,6 +221,8 @@ impl PortKind {
 pub struct PodAt {
     /// Its identity.
     pub identity: u32,
+    /// The identity's number in these tables, by which programs know it; 0: it has none.
+    pub number: u32,
     /// Its port, if it is on this node and attached.
     pub port: Option<PortId>,
     /// Whether it is on this node.
@@ -315,6 +316,11 @@ impl Tables {
         self.pods.get(addr).map_or(0, |pod| pod.identity)
     }
 
+    /// Number of an address's identity: a pod's, or 0.
+    pub fn number(&self, addr: &Addr) -> u32 {
+        self.pods.get(addr).map_or(0, |pod| pod.number)
+    }
+
     /// Whether a flow between these ends, judged and routed in this revision, would be so again.
     #[inline]
     pub fn stands(&self, revision: u32, src: &Addr, dst: &Addr) -> bool {
@@ -323,29 +329,11 @@ impl Tables {
             && !self.changes.concern(dst, revision)
     }
 
-    /// Asks for the memory that judging a connection between these ends will read: first of the pods...
+    /// Asks for the memory in which the pods at these ends will be looked up.
     #[inline]
     pub fn prefetch_ends(&self, src: &Addr, dst: &Addr) {
         self.pods.prefetch(src);
         self.pods.prefetch(dst);
-    }
-
-    /// ...and then, once that has come, of their policies.
-    #[inline]
-    pub fn prefetch_policies(&self, src: &Addr, dst: &Addr, proto: u8, port: u16) {
-        let [from, to] = [src, dst].map(|addr| self.pods.get(addr));
-        let peer = |pod: Option<&PodAt>, address: &Addr| Peer {
-            identity: pod.map_or(0, |pod| pod.identity),
-            address: *address,
-            proto,
-            port,
-        };
-        if let Some(pod) = from.filter(|pod| pod.local) {
-            self.policies.prefetch(Direction::Egress, pod.identity, &peer(to, dst));
-        }
-        if let Some(pod) = to.filter(|pod| pod.local) {
-            self.policies.prefetch(Direction::Ingress, pod.identity, &peer(from, src));
-        }
     }
 
     /// Where an address is.

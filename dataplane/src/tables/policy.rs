@@ -5,9 +5,11 @@
 //! NetworkPolicy's: for whom one of these isolates, that tier is the last. What no tier decides is allowed.
 
 mod intervals;
+mod peers;
 mod ports;
 pub(super) mod program;
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::map::Map;
@@ -51,6 +53,22 @@ pub struct Peer {
     pub port: u16,
 }
 
+impl Peer {
+    /// As the tables know it, by the number of its identity there ([`super::PodAt::number`]; 0: outside the cluster).
+    pub fn at(&self, number: u32) -> PeerAt {
+        PeerAt { number, address: self.address, port: ports::number(self.proto, self.port) }
+    }
+}
+
+/// What is judged, as the tables know it.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAt {
+    number: u32,
+    address: Addr,
+    /// With its protocol.
+    port: u32,
+}
+
 /// What becomes of a connection at one end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Judgement {
@@ -84,10 +102,17 @@ impl Judged {
 }
 
 /// An identity at one end of its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Subject {
     pub identity: u32,
     pub direction: Direction,
+}
+
+impl Hash for Subject {
+    #[inline(always)]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from(self.identity) << 1 | self.direction as u64);
+    }
 }
 
 /// All policies, compiled. Made by [`super::build`].
@@ -101,35 +126,36 @@ pub(super) type Tiers = [Option<Arc<Program>>; 3];
 
 /// What a subject is judged by.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Programs {
+pub struct Programs {
     /// Of the policies that are in force.
-    pub tiers: Tiers,
+    pub(super) tiers: Tiers,
     /// Of these and the audited ones, if any of those is about the subject.
-    pub trial: Option<Tiers>,
+    pub(super) trial: Option<Tiers>,
 }
 
 impl Policies {
-    /// Judges one end of a connection.
+    /// What a subject is judged by, if it is by anything.
     #[inline]
-    pub fn judge(&self, direction: Direction, subject: u32, peer: &Peer) -> Judged {
-        match self.subjects.get(&Subject { identity: subject, direction }) {
-            Some(programs) => programs.judge(peer),
-            None => Judged::DEFAULT,
-        }
+    pub fn find(&self, direction: Direction, subject: u32) -> Option<&Programs> {
+        self.subjects.get(&Subject { identity: subject, direction })
     }
 
-    /// Asks for the memory that [`Policies::judge`] will read.
-    #[inline]
-    pub fn prefetch(&self, direction: Direction, subject: u32, peer: &Peer) {
-        if let Some(programs) = self.subjects.get(&Subject { identity: subject, direction }) {
-            programs.tiers.iter().flatten().for_each(|program| program.prefetch(peer));
-        }
+    /// Judges one end of a connection.
+    pub fn judge(&self, direction: Direction, subject: u32, peer: &PeerAt) -> Judged {
+        self.find(direction, subject).map_or(Judged::DEFAULT, |programs| programs.judge(peer))
     }
 }
 
 impl Programs {
+    /// Asks for the memory that [`Programs::judge`] will read.
     #[inline]
-    pub fn judge(&self, peer: &Peer) -> Judged {
+    pub fn prefetch(&self, peer: &PeerAt) {
+        self.tiers.iter().flatten().for_each(|program| program.prefetch(peer));
+    }
+
+    /// Judges one end of a connection.
+    #[inline]
+    pub fn judge(&self, peer: &PeerAt) -> Judged {
         let judgement = ask(&self.tiers, peer);
         let audit = match &self.trial {
             Some(trial) if !matches!(judgement, Judgement::Denied(_)) => match ask(trial, peer) {
@@ -144,7 +170,7 @@ impl Programs {
 
 /// Asks the tiers in their order.
 #[inline]
-fn ask(tiers: &Tiers, peer: &Peer) -> Judgement {
+fn ask(tiers: &Tiers, peer: &PeerAt) -> Judgement {
     for (tier, program) in [Tier::Admin, Tier::NetworkPolicy, Tier::Baseline].iter().zip(tiers) {
         let Some(program) = program else { continue };
         match program.first_match(peer) {

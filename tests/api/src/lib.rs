@@ -10,6 +10,7 @@ mod store;
 mod trouble;
 
 use std::{
+    fmt,
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -41,6 +42,12 @@ struct Shared {
     changed: tokio::sync::watch::Sender<u64>,
     /// Goes up when watches are to be cut.
     cut: tokio::sync::watch::Sender<u64>,
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiServer").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl Default for ApiServer {

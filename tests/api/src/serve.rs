@@ -152,7 +152,7 @@ fn list(shared: &Arc<Shared>, asked: &Asked, trouble: Option<Trouble>) -> Respon
     let query = |key: &str| asked.query.get(key).map(String::as_str).unwrap_or_default();
     let selector = query("labelSelector");
     let (list, start) = match query("continue").split_once('.') {
-        Some((page, start)) => match lock(&shared.store).page(page.parse().unwrap_or_default()) {
+        Some((page, start)) => match lock(&shared.store).page(resource, page.parse().unwrap_or_default()) {
             Some(list) => (list, start.parse().unwrap_or_default()),
             None => return refuse(410, "The provided continue parameter is too old"),
         },
@@ -187,7 +187,8 @@ fn list(shared: &Arc<Shared>, asked: &Asked, trouble: Option<Trouble>) -> Respon
             body.push_str(text);
         }
     }
-    let rest = (next < items.len()).then(|| format!("{}.{next}", lock(&shared.store).keep(list.clone())));
+    let rest =
+        (next < items.len()).then(|| format!("{}.{next}", lock(&shared.store).keep(resource, list.clone())));
     body += &format!(
         "],\"metadata\":{}}}",
         json!({"resourceVersion": version.to_string(), "continue": rest.unwrap_or_default()})

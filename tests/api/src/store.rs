@@ -127,7 +127,7 @@ pub(crate) struct Store {
     version: u64,
     collections: BTreeMap<Resource, Collection>,
     /// Lists of which the rest may be asked for.
-    pages: BTreeMap<u64, List>,
+    pages: BTreeMap<(u64, Resource), List>,
 }
 
 struct Collection {
@@ -257,9 +257,10 @@ impl Store {
     }
 
     /// Keeps a list, for the rest of it.
-    pub(crate) fn keep(&mut self, list: List) -> u64 {
+    pub(crate) fn keep(&mut self, resource: Resource, list: List) -> u64 {
         let version = list.version;
-        self.pages.insert(version, list);
+        // Lists of several resources may be of one version.
+        self.pages.insert((version, resource), list);
         while self.pages.len() > 16 {
             self.pages.pop_first();
         }
@@ -267,8 +268,8 @@ impl Store {
     }
 
     /// A list that was kept.
-    pub(crate) fn page(&self, version: u64) -> Option<List> {
-        self.pages.get(&version).cloned()
+    pub(crate) fn page(&self, resource: Resource, version: u64) -> Option<List> {
+        self.pages.get(&(version, resource)).cloned()
     }
 
     /// What happened after a version; nothing if that is not known any more.
@@ -330,4 +331,25 @@ pub(crate) fn is_selected(text: &str, selector: &str) -> bool {
         (None, Some((key, value))) => labels[key] == value,
         (None, None) => !labels[part].is_null(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rests_of_two_lists_of_one_version_are_two() {
+        let mut store = Store::default();
+        for kind in ["Pod", "Service"] {
+            let resource = Resource::of_kind(kind).unwrap();
+            store.put(resource, json!({ "kind": kind, "metadata": { "name": kind } }));
+        }
+        let resources = [Resource::Pods, Resource::Services];
+        let versions = resources.map(|resource| store.keep(resource, store.list(resource)));
+        assert_eq!(versions[0], versions[1]);
+        for (resource, version) in resources.into_iter().zip(versions) {
+            let page = store.page(resource, version).unwrap();
+            assert!(page.items[0].contains(resource.kind()), "{resource:?}: {page:?}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt::Display,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
@@ -17,6 +18,7 @@ use wirelane::{
     },
     traffic::Session,
 };
+use wirelane_api_double::ApiServer;
 use wirelane_proto::v1::{Drop, object};
 
 use crate::{
@@ -37,6 +39,8 @@ pub struct Bed {
     /// Outside the cluster.
     pub client: Namespace,
     pub node1: WirelaneNode,
+    /// Where node 1's control process has its objects from, if not from the manifests.
+    pub api: Option<ApiServer>,
     pub manifests: Manifests,
     /// Nodes that are plain Linux.
     plain: Vec<PlainNode>,
@@ -54,6 +58,8 @@ pub struct Shape {
     pub prefix: &'static str,
     /// Seconds for which connections to a backend that is gone go on; without, longer than the test.
     pub backend_grace: Option<u32>,
+    /// The cluster's objects come from an API server, on node 1's loopback. What waits for manifests to hold waits in vain then.
+    pub from_api: bool,
     /// More of the control process's configuration, as TOML.
     pub control: &'static str,
 }
@@ -84,7 +90,9 @@ impl Bed {
 
         let tunnel = Tunnel { over_ipv6: shape.nodes_ipv6_only, peers: &[plan::NODE1], ..Tunnel::default() };
         let node2 = PlainNode::new(&lab, &fabric, plan::NODE2, tunnel).unwrap();
-        let mut settings = Settings { control: shape.control, ..Settings::default() };
+        let kubeconfig = shape.from_api.then(|| lab.folder().join("kubeconfig"));
+        let mut settings =
+            Settings { control: shape.control, kubeconfig: kubeconfig.clone(), ..Settings::default() };
         settings.backend_grace_seconds = shape.backend_grace.unwrap_or(settings.backend_grace_seconds);
         let node1 = WirelaneNode::new(&lab, &fabric, plan::NODE1, manifests.folder(), &settings).unwrap();
         if shape.nodes_ipv6_only {
@@ -92,11 +100,19 @@ impl Bed {
                 namespace.ip("-4 address flush dev eth0").unwrap();
             }
         }
+        let serve = |path: PathBuf| {
+            let api = ApiServer::start();
+            api.write_kubeconfig(&path);
+            manifests.objects().iter().for_each(|object| api.apply(object));
+            api
+        };
+        let api = kubeconfig.map(|path| node1.namespace().within(|| serve(path)).unwrap());
         let mut bed = Bed {
             servers: Servers::called(shape.prefix),
             pods: BTreeMap::new(),
             client,
             node1,
+            api,
             manifests,
             plain: vec![node2],
             fabric,

@@ -171,11 +171,59 @@ impl Datagrams {
     }
 }
 
+/// Answers as they come, and the longest time that there was none.
+#[derive(Debug)]
+pub struct Answers {
+    begun: Instant,
+    count: AtomicU64,
+    /// When the last one came, in microseconds.
+    last: AtomicU64,
+    /// The longest time between two, in microseconds.
+    longest: AtomicU64,
+}
+
+impl Default for Answers {
+    fn default() -> Answers {
+        let [count, last, longest] = [(); 3].map(|()| AtomicU64::new(0));
+        Answers { begun: Instant::now(), count, last, longest }
+    }
+}
+
+impl Answers {
+    fn came(&self) {
+        let now = self.begun.elapsed().as_micros() as u64;
+        let last = self.last.swap(now, Ordering::Relaxed);
+        self.longest.fetch_max(now - last, Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Forgets the longest silence.
+    pub fn start_over(&self) {
+        self.longest.store(0, Ordering::Relaxed);
+    }
+
+    /// The longest time between two answers since then.
+    pub fn longest_silence(&self) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::Relaxed))
+    }
+
+    /// Waits, for so long, until all of them have so many more.
+    pub fn await_more(all: &[Arc<Answers>], more: u64, patience: Duration) {
+        let count = |answers: &Arc<Answers>| answers.count.load(Ordering::Relaxed);
+        let until: Vec<u64> = all.iter().map(|answers| count(answers) + more).collect();
+        let deadline = Instant::now() + patience;
+        while all.iter().zip(&until).any(|(answers, until)| count(answers) < *until) {
+            assert!(Instant::now() < deadline, "there are no more answers");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 /// Datagrams with numbers, sent at an even pace whatever becomes of them, and their answers counted.
 #[derive(Debug)]
 pub struct Ticker {
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    pub answers: Arc<Answers>,
     thread: JoinHandle<Counted>,
 }
 
@@ -196,23 +244,18 @@ impl Ticker {
     pub fn start(from: &Namespace, server: SocketAddr) -> Ticker {
         let socket = Datagrams::open(from, server).socket;
         socket.set_nonblocking(true).unwrap();
-        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<Answers>::default());
         let thread = thread::spawn({
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            move || count(&socket, &stop, &answered)
+            let (stop, answers) = (Arc::clone(&stop), Arc::clone(&answers));
+            move || count(&socket, &stop, &answers)
         });
-        Ticker { stop, answered, thread }
+        Ticker { stop, answers, thread }
     }
 
     /// Waits until each of them has been answered so many more times.
     pub fn await_answers(tickers: &[Ticker], more: u64) {
-        let answered = |ticker: &Ticker| ticker.answered.load(Ordering::Relaxed);
-        let until: Vec<u64> = tickers.iter().map(|ticker| answered(ticker) + more).collect();
-        let deadline = Instant::now() + STALL;
-        while tickers.iter().zip(&until).any(|(ticker, until)| answered(ticker) < *until) {
-            assert!(Instant::now() < deadline, "the datagrams are no longer answered");
-            thread::sleep(Duration::from_millis(1));
-        }
+        let all: Vec<_> = tickers.iter().map(|ticker| Arc::clone(&ticker.answers)).collect();
+        Answers::await_more(&all, more, STALL);
     }
 
     /// Stops, waits for the last answers, and says how it went.
@@ -225,7 +268,7 @@ impl Ticker {
 /// How long after the last datagram an answer may still come.
 const LATE: Duration = Duration::from_secs(2);
 
-fn count(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> Counted {
+fn count(socket: &UdpSocket, stop: &AtomicBool, answers: &Answers) -> Counted {
     let mut counted = Counted::default();
     let mut open = BTreeSet::new();
     let mut buffer = [0; 256];
@@ -244,7 +287,7 @@ fn count(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> Counted
         while let Ok(length) = socket.recv(&mut buffer) {
             let Some((number, name)) = buffer[..length].split_first_chunk() else { continue };
             if open.remove(&u64::from_be_bytes(*number)) {
-                answered.fetch_add(1, Ordering::Relaxed);
+                answers.came();
             } else {
                 counted.doubled += 1;
             }
@@ -257,15 +300,16 @@ fn count(socket: &UdpSocket, stop: &AtomicBool, answered: &AtomicU64) -> Counted
 #[derive(Debug)]
 pub struct Talk {
     stop: Arc<AtomicBool>,
+    pub answers: Arc<Answers>,
     thread: JoinHandle<Result<u64, String>>,
 }
 
 impl Talk {
     /// Goes on with a session whose server is called `server`.
     pub fn start(mut session: Session, server: &str) -> Talk {
-        let (stop, server) = (Arc::<AtomicBool>::default(), server.to_owned());
+        let (stop, answers) = (Arc::<AtomicBool>::default(), Arc::<Answers>::default());
         let thread = thread::spawn({
-            let stop = Arc::clone(&stop);
+            let (stop, came, server) = (Arc::clone(&stop), Arc::clone(&answers), server.to_owned());
             move || {
                 let mut answers = 0;
                 while !stop.load(Ordering::Relaxed) {
@@ -275,12 +319,13 @@ impl Talk {
                         return Err(format!("{} answers in place of {server}", answer.name));
                     }
                     answers += 1;
+                    came.came();
                     thread::sleep(Duration::from_millis(1));
                 }
                 Ok(answers)
             }
         });
-        Talk { stop, thread }
+        Talk { stop, answers, thread }
     }
 
     /// Stops. The number of answers, or how it broke.

@@ -12,6 +12,7 @@ mod probe;
 mod raw;
 
 mod announced;
+mod away;
 mod bandwidth;
 mod changes;
 mod direct;
@@ -19,6 +20,7 @@ mod endings;
 mod explained;
 mod fragments;
 mod hostile;
+mod kills;
 mod labs;
 mod manifests;
 mod network;

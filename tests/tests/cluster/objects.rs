@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
 use wirelane::lab::plan::{NODE1, NODE2, NodePlan};
 
 /// The Kubernetes namespace of everything.
@@ -150,6 +151,12 @@ pub fn policy(name: &str, subject: &str, rest: &str) -> String {
     )
 }
 
+/// The objects of a manifest.
+pub fn parse(text: &str) -> Vec<Value> {
+    let documents = text.split("---\n").filter(|document| !document.is_empty());
+    documents.map(|document| serde_saphyr::from_str(document).unwrap()).collect()
+}
+
 /// The folder of manifests.
 #[derive(Debug)]
 pub struct Manifests {
@@ -176,6 +183,13 @@ impl Manifests {
     /// Removes a file.
     pub fn remove(&self, file: &str) {
         fs::remove_file(self.path(file)).expect("a manifest is removed");
+    }
+
+    /// All objects that are in it.
+    pub fn objects(&self) -> Vec<Value> {
+        let files = fs::read_dir(&self.folder).unwrap().map(|file| file.unwrap().path());
+        let texts = files.map(|file| fs::read_to_string(file).unwrap());
+        texts.flat_map(|text| parse(&text)).collect()
     }
 
     /// The path of a file.

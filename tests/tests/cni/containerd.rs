@@ -94,6 +94,7 @@ impl Containerd {
         name: &str,
         attempt: u32,
         host_port: Option<u16>,
+        annotations: &[(String, String)],
     ) -> Result<String, tonic::Status> {
         let metadata = PodMetadata {
             name: name.to_owned(),
@@ -107,8 +108,8 @@ impl Containerd {
             metadata: Some(metadata),
             hostname: name.to_owned(),
             port_mappings: port_mappings.into_iter().collect(),
+            annotations: annotations.iter().cloned().collect(),
             linux: Some(Linux { cgroup_parent: self.cgroup.clone() }),
-            ..PodConfig::default()
         };
         self.cri.run(config).await
     }
@@ -144,8 +145,11 @@ impl Drop for Containerd {
             eprintln!("containerd:\n{}", self.log_tail());
         }
         self.runtime.block_on(async {
-            for id in self.cri.list().await.unwrap_or_default() {
-                _ = self.cri.remove(&id).await;
+            let pods = self.cri.list().await;
+            for id in pods.inspect_err(|error| eprintln!("its pods stay: {error}")).unwrap_or_default() {
+                if let Err(error) = self.cri.remove(&id).await {
+                    eprintln!("pod {id} stays: {error}");
+                }
             }
         });
         _ = self.child.kill();

@@ -11,6 +11,15 @@ use tonic_prost::ProstCodec;
 #[derive(Clone, Debug)]
 pub struct Cri(Channel);
 
+/// What a runtime says of a pod.
+pub struct Look {
+    pub addresses: Vec<String>,
+    /// The process that its network namespace is found by.
+    pub pid: u32,
+    /// Where its network namespace is mounted.
+    pub mount: String,
+}
+
 /// What a pod is to be.
 #[derive(Clone, Message)]
 pub struct PodConfig {
@@ -75,7 +84,13 @@ struct Nothing {}
 #[derive(Clone, Message)]
 struct Pods {
     #[prost(message, repeated, tag = "1")]
-    items: Vec<PodId>,
+    items: Vec<ListedPod>,
+}
+
+#[derive(Clone, Message)]
+struct ListedPod {
+    #[prost(string, tag = "1")]
+    id: String,
 }
 
 #[derive(Clone, Message)]
@@ -132,8 +147,8 @@ impl Cri {
         Ok(())
     }
 
-    /// The addresses of a pod, and the process that its network namespace is found by.
-    pub async fn look(&self, id: &str) -> Result<(Vec<String>, u32), tonic::Status> {
+    /// Looks at a pod.
+    pub async fn look(&self, id: &str) -> Result<Look, tonic::Status> {
         let request = PodId { id: id.to_owned(), verbose: true };
         let StatusResponse { status, info } = self.call("PodSandboxStatus", request).await?;
         let network = status.and_then(|status| status.network).unwrap_or_default();
@@ -142,7 +157,11 @@ impl Cri {
             info.get("info").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
         let pid = info["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
         let pid = pid.ok_or_else(|| tonic::Status::internal("the status has no pid"))?;
-        Ok((std::iter::once(network.ip).chain(others).collect(), pid))
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().into_iter().flatten();
+        let mut mounts = namespaces.filter(|space| space["type"] == "network");
+        let mount = mounts.find_map(|space| space["path"].as_str().map(str::to_owned));
+        let mount = mount.ok_or_else(|| tonic::Status::internal("the status has no network namespace"))?;
+        Ok(Look { addresses: std::iter::once(network.ip).chain(others).collect(), pid, mount })
     }
 
     async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, tonic::Status>

@@ -5,6 +5,7 @@
 
 mod node;
 
+mod bandwidth;
 mod containerd;
 mod cri;
 mod plugin;

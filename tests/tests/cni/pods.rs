@@ -21,22 +21,35 @@ use wirelane_tests::privileged;
 
 use crate::{
     containerd::{Containerd, IMAGE, SAID},
+    cri::Look,
     node::{Node, PATIENCE, SERVED, pod_manifest},
 };
 
 /// A running pod.
-struct Pod {
+pub struct Pod {
     id: String,
-    addresses: Vec<IpAddr>,
-    netns: PathBuf,
+    pub addresses: Vec<IpAddr>,
+    pub netns: PathBuf,
+    /// Where its runtime has its network namespace.
+    mount: PathBuf,
 }
 
 impl Pod {
-    async fn start(containerd: &Containerd, name: &str, attempt: u32, host_port: Option<u16>) -> Pod {
-        let id = containerd.run(name, attempt, host_port).await.unwrap();
-        let (addresses, pid) = containerd.cri.look(&id).await.unwrap();
+    pub async fn start(containerd: &Containerd, name: &str, attempt: u32, host_port: Option<u16>) -> Pod {
+        Pod::start_annotated(containerd, name, attempt, host_port, &[]).await
+    }
+
+    pub async fn start_annotated(
+        containerd: &Containerd,
+        name: &str,
+        attempt: u32,
+        host_port: Option<u16>,
+        annotations: &[(String, String)],
+    ) -> Pod {
+        let id = containerd.run(name, attempt, host_port, annotations).await.unwrap();
+        let Look { addresses, pid, mount } = containerd.cri.look(&id).await.unwrap();
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        Pod { id, addresses, netns: format!("/proc/{pid}/ns/net").into() }
+        Pod { id, addresses, netns: format!("/proc/{pid}/ns/net").into(), mount: mount.into() }
     }
 
     /// What a server says to this pod; `None` if nothing.
@@ -127,6 +140,7 @@ fn pods_reach_services_obey_policies_and_have_host_ports() {
 
     for pod in [&web, &friend, &stranger] {
         containerd.runtime.block_on(containerd.cri.remove(&pod.id)).unwrap();
+        assert!(!pod.mount.exists(), "{} stays", pod.mount.display());
     }
     assert!(node.links().is_empty() && node.ports().is_empty());
     assert_eq!(node.remembered()["leases"], json!([]));
@@ -208,6 +222,8 @@ fn many_pods_at_once_leave_nothing_behind_and_policy_is_there_before_them() {
                 removed.unwrap();
             }
         });
+        let stays = pods.iter().find(|pod| pod.mount.exists());
+        assert!(stays.is_none(), "{} stays", stays.unwrap().mount.display());
     }
     stop.store(true, Ordering::Relaxed);
     knocking.join().unwrap();

@@ -237,7 +237,8 @@ fn answers(tables: &Tables, builder: &Builder) -> Vec<String> {
             Some(Route::Native(node)) => format!("native to {}", tables.nodes[usize::from(node)].name),
             route => format!("{route:?}"),
         };
-        answers.push(format!("{:?} {route}", tables.pods.get(&addr(n))));
+        let pod = tables.pods.get(&addr(n)).map(|pod| (pod.identity, pod.port, pod.local));
+        answers.push(format!("{pod:?} {route}"));
         let source = tables.judge_source(&addr(n), MAC, true, &Neighbours::default());
         answers.push(format!("from the uplink: {source:?}"));
     }
@@ -328,14 +329,14 @@ impl Model<'_> {
         let attached = self.builder.ports().filter(|(_, config)| config.addresses.contains(address)).last();
         if let Some((id, config)) = attached {
             let identity = self.pod(&config.name).map_or(0, |pod| pod.identity);
-            return format!("Some(PodAt {{ identity: {identity}, port: Some({id}), local: true }})");
+            return format!("Some(({identity}, Some({id}), true))");
         }
         let pods = self.builder.objects().filter_map(Object::pod);
         match pods.filter(|pod| pod.addresses.contains(address)).last() {
             None => "None".into(),
             Some(pod) => {
                 let (identity, local) = (pod.identity, pod.node == *here);
-                format!("Some(PodAt {{ identity: {identity}, port: None, local: {local} }})")
+                format!("Some(({identity}, None, {local}))")
             }
         }
     }

@@ -18,8 +18,9 @@ use crate::{
     result::{Error, GATEWAYS},
 };
 
-/// How long one answer may take. The control process has its own, shorter, patience with everything that it waits for.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How long one answer may take. A hundred pods that come at once wait for each other's links, which the kernel makes one by one;
+/// kubelets wait for two minutes, for this and the tries before it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 /// Between two tries, at first and at most.
 const WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 

@@ -78,6 +78,16 @@ impl Session {
         Ok(Session { connection: BufReader::with_capacity(256 << 10, connection) })
     }
 
+    /// Has it wait so long for the next byte, in the place of [`STALL`].
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn wait_for(&self, patience: Duration) -> io::Result<()> {
+        let connection = self.connection.get_ref();
+        connection.set_read_timeout(Some(patience))?;
+        connection.set_write_timeout(Some(patience))
+    }
+
     /// Asks the server who it is.
     ///
     /// # Errors

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::numbers::Numbers;
 use super::objects::Objects;
 use super::{PortConfig, Tables};
 use crate::batch::PortId;
-use crate::tables::map::Map;
+use crate::tables::map::Halves;
 use crate::tables::objects::Pod;
 use crate::tables::{PodAt, Port, PortKind};
 use crate::wire::Addr;
@@ -94,14 +95,21 @@ impl Pods {
     }
 
     /// Brings the tables up to date.
-    pub fn build(&mut self, next: &mut Tables, objects: &Objects, ports: &[Option<PortConfig>]) {
+    pub fn build(
+        &mut self,
+        next: &mut Tables,
+        objects: &Objects,
+        ports: &[Option<PortConfig>],
+        numbers: &mut Numbers,
+    ) {
         if std::mem::take(&mut self.stale_ports) {
             let compiled = ports.iter().map(|config| config.as_ref().map(|config| port(config, objects)));
             next.ports = Arc::new(compiled.collect());
         }
         let here = objects.local_node().map(|local| local.name.as_str());
         for address in std::mem::take(&mut self.stale) {
-            self.resolve(address, &mut next.pods, objects, here, ports);
+            let at = self.resolve(address, objects, here, ports);
+            self.set(address, at, &mut next.pods, numbers);
         }
     }
 
@@ -126,33 +134,47 @@ impl Pods {
         changed
     }
 
+    /// Who is at an address, but for the number.
     fn resolve(
-        &mut self,
+        &self,
         address: Addr,
-        pods: &mut Map<Addr, PodAt>,
         objects: &Objects,
         here: Option<&str>,
         ports: &[Option<PortConfig>],
-    ) {
+    ) -> Option<PodAt> {
         let attached = self.ports.get(&address).and_then(|id| Some((*id, ports[*id as usize].as_ref()?)));
-        let at = if let Some((id, config)) = attached {
+        if let Some((id, config)) = attached {
             let identity = objects.pod(&config.name).map_or(0, |pod| pod.identity);
-            Some(PodAt { identity, port: Some(id), local: true })
-        } else {
-            let claims = self.claims.range((address, Arc::default())..);
-            let last = claims.take_while(|claim| claim.0 == address).last();
-            let pod = last.and_then(|(_, name)| objects.pod(name));
-            pod.map(|pod| PodAt { identity: pod.identity, port: None, local: here == Some(&*pod.node) })
-        };
-        if pods.get(&address) == at.as_ref() {
+            return Some(PodAt { identity, number: 0, port: Some(id), local: true });
+        }
+        let claims = self.claims.range((address, Arc::default())..);
+        let last = claims.take_while(|claim| claim.0 == address).last();
+        let pod = last.and_then(|(_, name)| objects.pod(name))?;
+        Some(PodAt { identity: pod.identity, number: 0, port: None, local: here == Some(&*pod.node) })
+    }
+
+    fn set(
+        &mut self,
+        address: Addr,
+        at: Option<PodAt>,
+        pods: &mut Halves<Addr, PodAt>,
+        numbers: &mut Numbers,
+    ) {
+        let known = pods.get(&address).copied();
+        let at = at.map(|at| PodAt { number: numbers.begin_use(at.identity), ..at });
+        if let Some(known) = known {
+            // After the other: of an identity that stays, the number does.
+            numbers.end_use(known.identity);
+        }
+        if known == at {
             return;
         }
-        let before = match at {
-            Some(at) => pods.insert(address, at),
-            None => pods.remove(&address),
-        };
+        match at {
+            Some(at) => _ = pods.insert(address, at),
+            None => _ = pods.remove(&address),
+        }
         self.changed.push(address);
-        self.count(address, before, at);
+        self.count(address, known, at);
     }
 
     /// Something else is at an address now.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::names::Names;
+use super::numbers::Numbers;
 use super::selections::{ProgramNumber, Selections};
 use crate::tables::objects::{Identity, IpBlock, NamedPort, Object, Policy, Tier};
 use crate::tables::policy::program::{Clause, Cluster, Program, Selected, Source};
@@ -172,6 +173,11 @@ impl Rulebook {
         }
     }
 
+    /// The identities' numbers.
+    pub fn numbers(&mut self) -> &mut Numbers {
+        &mut self.selections.numbers
+    }
+
     /// Brings the programs up to date. Returns the identities here whose connections may be judged otherwise now, with
     /// peers that are what they were: `has_kept` says of an identity whether such a peer can have it.
     pub fn build(&mut self, policies: &mut Policies, has_kept: impl Fn(u32) -> bool) -> BTreeSet<u32> {
@@ -209,6 +215,7 @@ impl Rulebook {
 
     /// Judges one end of a connection, whether or not the subject has pods here.
     pub fn judge(&self, direction: Direction, identity: u32, peer: &Peer) -> Judged {
+        let peer = &peer.at(self.selections.numbers.of(peer.identity));
         if let Some(asked) = self.subjects.get(&Subject { identity, direction }) {
             return self.programs(asked).judge(peer);
         }

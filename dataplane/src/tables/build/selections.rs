@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::numbers::Numbers;
 use super::policies::Rank;
 use crate::tables::objects::{Identity, NamedPort, Object};
 use crate::tables::policy::program::{Cluster, Selected};
@@ -15,7 +16,7 @@ pub(super) type ProgramNumber = u32;
 /// Selections with their numbers, and what they choose from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selections {
-    numbers: HashMap<Arc<str>, Selected>,
+    by_name: HashMap<Arc<str>, Selected>,
     slots: Vec<Slot>,
     free: Vec<Selected>,
     /// Those that may have to give their number back.
@@ -24,6 +25,8 @@ pub(super) struct Selections {
     of: HashMap<u32, Vec<Selected>>,
     /// Of the identities that have any.
     named_ports: BTreeMap<u32, Box<[NamedPort]>>,
+    /// The identities' own numbers.
+    pub numbers: Numbers,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -52,11 +55,15 @@ impl Selections {
                 of.retain(|other| *other != number);
                 if of.is_empty() {
                     self.of.remove(identity);
+                    self.numbers.end_use(*identity);
                 }
             }
         }
         for identity in &came {
-            let of = self.of.entry(*identity).or_default();
+            let of = self.of.entry(*identity).or_insert_with(|| {
+                self.numbers.begin_use(*identity);
+                Vec::new()
+            });
             if let Err(place) = of.binary_search(&number) {
                 of.insert(place, number);
             }
@@ -72,9 +79,15 @@ impl Selections {
         if ports == self.named_ports(identity) {
             return false;
         }
-        match ports {
-            [] => _ = self.named_ports.remove(&identity),
-            ports => _ = self.named_ports.insert(identity, ports.into()),
+        let before = match ports {
+            [] => {
+                self.numbers.end_use(identity);
+                self.named_ports.remove(&identity)
+            }
+            ports => self.named_ports.insert(identity, ports.into()),
+        };
+        if before.is_none() {
+            self.numbers.begin_use(identity);
         }
         true
     }
@@ -92,11 +105,12 @@ impl Selections {
         self.left.push(number);
     }
 
-    /// Gives back the numbers of those that are gone, and that nobody names.
+    /// Gives back the numbers of those that are gone, and that nobody names; and of identities.
     pub fn tidy(&mut self) {
+        self.numbers.tidy();
         for number in std::mem::take(&mut self.left) {
             let slot = &mut self.slots[number as usize];
-            if slot.uses == 0 && slot.object.is_none() && self.numbers.remove(&slot.name).is_some() {
+            if slot.uses == 0 && slot.object.is_none() && self.by_name.remove(&slot.name).is_some() {
                 *slot = Slot::default();
                 self.free.push(number);
             }
@@ -124,7 +138,7 @@ impl Selections {
     }
 
     fn number(&mut self, name: &str) -> Selected {
-        if let Some(number) = self.numbers.get(name) {
+        if let Some(number) = self.by_name.get(name) {
             return *number;
         }
         let name: Arc<str> = name.into();
@@ -139,12 +153,20 @@ impl Selections {
                 self.slots.len() as Selected - 1
             }
         };
-        self.numbers.insert(name, number);
+        self.by_name.insert(name, number);
         number
     }
 }
 
 impl Cluster for Selections {
+    fn number(&self, identity: u32) -> u32 {
+        self.numbers.of(identity)
+    }
+
+    fn numbers(&self) -> u32 {
+        self.numbers.end()
+    }
+
     fn members(&self, selection: Selected) -> &[u32] {
         identities(self.slots[selection as usize].object.as_deref())
     }

@@ -15,9 +15,11 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
-use super::Peer;
+use super::PeerAt;
 use super::intervals::{Intervals, sweep};
+use super::peers::Peers;
 use super::ports::{EVERY_PORT, Ports, number};
+use crate::prefetch;
 use crate::tables::map::Map;
 use crate::tables::objects::{Action, IpBlock, NamedPort, PortName, Rule};
 use crate::tables::services::Id;
@@ -27,11 +29,12 @@ use crate::wire::Addr;
 #[derive(Clone, Debug, Default)]
 pub(in crate::tables) struct Program {
     anyone: Ports,
-    /// By the peer's identity.
-    identities: Map<u32, Ports>,
+    /// By the number of the peer's identity.
+    peers: Peers,
     /// By the peer's address. One of these has all rules, unless their blocks overlap too much.
     blocks: Arc<[Blocks]>,
     /// By the peer's address, of identities that have names for ports which rules about blocks name.
+    /// These are by number, too.
     named_blocks: Map<u32, Arc<[Blocks]>>,
 }
 
@@ -43,7 +46,7 @@ struct Blocks {
 }
 
 /// A rule that matches: of several the one with the smallest order counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(in crate::tables) struct Match {
     pub order: u32,
     pub rule: Id,
@@ -53,17 +56,17 @@ pub(in crate::tables) struct Match {
 impl Program {
     /// The first rule that matches, if any does.
     #[inline]
-    pub fn first_match(&self, peer: &Peer) -> Option<Match> {
-        let port = number(peer.proto, peer.port);
+    pub fn first_match(&self, peer: &PeerAt) -> Option<Match> {
+        let port = peer.port;
         let mut first = self.anyone.find(port);
-        if peer.identity != 0
-            && let Some(ports) = self.identities.get(&peer.identity)
+        if peer.number != 0
+            && let Some(ports) = self.peers.get(peer.number)
         {
             first = earlier(first, ports.find(port));
         }
         first = earlier(first, find_in(&self.blocks, &peer.address, port));
         if !self.named_blocks.is_empty()
-            && let Some(blocks) = self.named_blocks.get(&peer.identity)
+            && let Some(blocks) = self.named_blocks.get(&peer.number)
         {
             first = earlier(first, find_in(blocks, &peer.address, port));
         }
@@ -72,21 +75,34 @@ impl Program {
 
     /// Asks for the memory that [`Program::first_match`] will read.
     #[inline]
-    pub fn prefetch(&self, peer: &Peer) {
-        self.identities.prefetch(&peer.identity);
-        self.anyone.prefetch(number(peer.proto, peer.port));
+    pub fn prefetch(&self, peer: &PeerAt) {
+        if peer.number != 0 {
+            self.peers.prefetch(peer.number);
+        }
+        self.anyone.prefetch(peer.port);
+        // What leads to a block is in the second-level cache; what the block says is not, where there are many.
+        for blocks in &*self.blocks {
+            if let Some(ports) = blocks.at(&peer.address) {
+                prefetch::read(ports);
+            }
+        }
+    }
+}
+
+impl Blocks {
+    #[inline(always)]
+    fn at(&self, address: &Addr) -> Option<&Ports> {
+        match v4_bits(address) {
+            Some(bits) => self.v4.at(bits),
+            None => self.v6.at(u128::from_be_bytes(address.0)),
+        }
     }
 }
 
 #[inline(always)]
 fn find_in(all: &[Blocks], address: &Addr, port: u32) -> Option<Match> {
-    all.iter().fold(None, |first, blocks| {
-        let ports = match v4_bits(address) {
-            Some(bits) => blocks.v4.at(bits),
-            None => blocks.v6.at(u128::from_be_bytes(address.0)),
-        };
-        earlier(first, ports.and_then(|ports| ports.find(port)))
-    })
+    all.iter()
+        .fold(None, |first, blocks| earlier(first, blocks.at(address).and_then(|ports| ports.find(port))))
 }
 
 #[inline(always)]
@@ -142,6 +158,10 @@ fn resolve<'a>(names: &'a [PortName], ports: &'a [NamedPort]) -> impl Iterator<I
 
 /// Who has which identity, as programs are compiled by.
 pub(in crate::tables) trait Cluster {
+    /// The number of an identity that is chosen, or has names for ports.
+    fn number(&self, identity: u32) -> u32;
+    /// All numbers are below.
+    fn numbers(&self) -> u32;
     /// The identities that a selection chooses.
     fn members(&self, selection: Selected) -> &[u32];
     /// The selections that choose an identity, ascending.
@@ -231,7 +251,7 @@ impl Source {
         let of = cluster.selections(identity).iter().copied();
         let selections: Vec<Selected> = of.filter(|selection| self.uses.contains_key(selection)).collect();
         // What identities have in common that have gone is not kept for ever.
-        if self.known.len() > 64 + 2 * program.identities.len() {
+        if self.known.len() > 64 + 2 * program.peers.len() {
             self.known.clear();
             self.known_blocks.clear();
         }
@@ -254,7 +274,7 @@ impl Source {
         }
         if !self.named.is_empty() || !self.named_blocks.is_empty() {
             for identity in cluster.with_named_ports() {
-                if program.identities.get(&identity).is_none() {
+                if program.peers.get(cluster.number(identity)).is_none_or(Ports::is_none) {
                     self.set(program, identity, &[], cluster);
                 }
             }
@@ -267,15 +287,17 @@ impl Source {
         if identity == 0 {
             return;
         }
-        let named_ports = if self.has_names { cluster.named_ports(identity) } else { &[] };
-        match self.entry(selections, named_ports) {
-            Ports::None => _ = program.identities.remove(&identity),
-            ports => _ = program.identities.insert(identity, ports),
+        let number = cluster.number(identity);
+        // Neither chosen nor with names, by now: the publisher has taken it out when that became so.
+        if number == 0 {
+            return;
         }
+        let named_ports = if self.has_names { cluster.named_ports(identity) } else { &[] };
+        program.peers.set(number, self.entry(selections, named_ports), cluster.numbers());
         if !self.named_blocks.is_empty() {
             match self.blocks_for(named_ports) {
-                Some(blocks) => _ = program.named_blocks.insert(identity, blocks),
-                None => _ = program.named_blocks.remove(&identity),
+                Some(blocks) => _ = program.named_blocks.insert(number, blocks),
+                None => _ = program.named_blocks.remove(&number),
             }
         }
     }
@@ -286,7 +308,7 @@ impl Source {
             && let [range] = &*self.clauses[*order as usize].ranges
         {
             // By far the most, where there are many.
-            return Ports::Range { first: range.0, last: range.1, found: self.found(*order) };
+            return Ports::new(&[(range.0, range.1, *order)], |order| self.found(order));
         }
         let mut orders: Vec<u32> = Vec::new();
         let mut resolved: Vec<Resolved> = Vec::new();

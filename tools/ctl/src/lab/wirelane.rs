@@ -43,6 +43,8 @@ pub struct Settings {
     pub vni: u32,
     /// How long connections to a backend that is gone may go on, in seconds.
     pub backend_grace_seconds: u32,
+    /// The API server that the control process asks, in the place of manifests.
+    pub kubeconfig: Option<PathBuf>,
     /// More of the control process's configuration, as TOML.
     pub control: &'static str,
 }
@@ -60,6 +62,7 @@ impl Default for Settings {
             vni: 4096,
             // Longer than any run, unless it is about that.
             backend_grace_seconds: 3600,
+            kubeconfig: None,
             control: "",
         }
     }
@@ -147,7 +150,8 @@ impl WirelaneNode {
     /// # Errors
     /// When it is not built, ends, or does not answer.
     pub fn start_control(&mut self) -> Result<()> {
-        let process = self.control.insert(start(&self.namespace, &self.folder, "wirelane-control")?);
+        self.begin_control()?;
+        let process = self.control.as_mut().expect("it has just been put there");
         answering(process, "the control process to reach the dataplane", || {
             let status = self.daemons.control_status().map_err(|error| error.to_string())?;
             if status.connected && status.revision > 0 {
@@ -156,6 +160,15 @@ impl WirelaneNode {
                 Err("it is not connected yet".to_owned())
             }
         })
+    }
+
+    /// Starts the control process, and does not wait for anything.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn begin_control(&mut self) -> Result<()> {
+        self.control = Some(start(&self.namespace, &self.folder, "wirelane-control")?);
+        Ok(())
     }
 
     /// Makes the pod `pod` ("namespace/name"): a network namespace called `name`, which the control process links to
@@ -185,6 +198,7 @@ impl WirelaneNode {
             vxlan_port,
             vni,
             backend_grace_seconds,
+            kubeconfig,
             control,
         } = settings;
         let state_folder = self.folder.join("state");
@@ -193,10 +207,14 @@ impl WirelaneNode {
             "uplink = \"eth0\"\nworkers = {workers}\nflows = {flows}\nxdp_mode = \"{xdp_mode}\"\n\
              when_unbound = \"{when_unbound}\"\nframes_per_worker = {frames_per_worker}\n"
         );
+        let (manifests, kubernetes) = match kubeconfig {
+            Some(kubeconfig) => (String::new(), format!("[kubernetes]\nkubeconfig = {kubeconfig:?}\n")),
+            None => (format!("manifests = {manifests:?}\n"), String::new()),
+        };
         let control = format!(
-            "node = \"{name}\"\nmanifests = {manifests:?}\nservice_cidrs = [\"10.96.0.0/16\", \"fd00:96::/112\"]\n\
+            "node = \"{name}\"\n{manifests}service_cidrs = [\"10.96.0.0/16\", \"fd00:96::/112\"]\n\
              vxlan_port = {vxlan_port}\nvni = {vni}\nuplink_mtu = {}\n\
-             backend_grace_seconds = {backend_grace_seconds}\nstate_folder = {state_folder:?}\n{control}",
+             backend_grace_seconds = {backend_grace_seconds}\nstate_folder = {state_folder:?}\n{control}{kubernetes}",
             super::plan::WIRE_MTU
         );
         for (daemon, text) in [("wirelane-dataplane", dataplane), ("wirelane-control", control)] {

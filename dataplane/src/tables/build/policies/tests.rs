@@ -290,16 +290,17 @@ proptest! {
                         let peer = Peer { identity: *identity, address: Addr::from(*address), proto, port };
                         let expected = model.judge(direction, subject, &peer);
                         let context = (direction, subject, peer);
+                        let at = |builder: &Builder| peer.at(builder.rulebook.selections.numbers.of(*identity));
                         prop_assert_eq!(
                             named(builder.judge(direction, subject, &peer), &builder), expected.clone(), "{:?}", context
                         );
                         if is_here(subject, &tables) {
-                            let judged = tables.policies.judge(direction, subject, &peer);
+                            let judged = tables.policies.judge(direction, subject, &at(&builder));
                             prop_assert_eq!(named(judged, &builder), expected.clone(), "{:?}", context);
-                            let judged = at_once.policies.judge(direction, subject, &peer);
+                            let judged = at_once.policies.judge(direction, subject, &at(&fresh));
                             prop_assert_eq!(named(judged, &fresh), expected, "{:?}", context);
                         } else {
-                            let judged = tables.policies.judge(direction, subject, &peer);
+                            let judged = tables.policies.judge(direction, subject, &at(&builder));
                             prop_assert_eq!(judged, Judged::DEFAULT, "no programs where there are no pods");
                         }
                     }
