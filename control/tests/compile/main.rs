@@ -189,8 +189,7 @@ fn routing() {
         let local = compiled.local_node();
         (compiled.node("node2").routing(), compiled.node("node3").routing(), local.pod_mtu, local.tunnel_mtu)
     };
-    let all = |routing| (routing, routing);
-    let expected = |routing, pod_mtu, tunnel_mtu| (all(routing).0, all(routing).1, pod_mtu, tunnel_mtu);
+    let expected = |routing, pod_mtu, tunnel_mtu| (routing, routing, pod_mtu, tunnel_mtu);
     assert_eq!(of(&compiled), expected(v1::Routing::Tunnel, 1450, 1450));
     let native = Settings { routing: Routing::Native, ..settings() };
     let compiled = Compiled::by(native.clone(), NODES);

@@ -116,6 +116,7 @@ impl Dataplane for Service {
     type SnapshotStream = Replies<v1::SnapshotItem>;
     type FlowsStream = Replies<v1::Flow>;
     type ServicesStream = Replies<v1::ServiceView>;
+    type NodesStream = Replies<v1::NodeView>;
 
     async fn apply(
         &self,
@@ -184,6 +185,10 @@ impl Dataplane for Service {
         &self,
         _: Request<v1::ServicesRequest>,
     ) -> Result<Response<Self::ServicesStream>, Status> {
+        Err(Status::unimplemented("the double forwards nothing"))
+    }
+
+    async fn nodes(&self, _: Request<v1::NodesRequest>) -> Result<Response<Self::NodesStream>, Status> {
         Err(Status::unimplemented("the double forwards nothing"))
     }
 
