@@ -10,7 +10,7 @@ fn policy(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("policy");
     group.throughput(Throughput::Elements(VERDICTS as u64)).sample_size(20);
     for rules in [10, 1000, 100_000] {
-        let judged = Judged::new(rules);
+        let judged = Judged::new(rules, rules);
         let mut random = Random::new(1);
         group.bench_function(BenchmarkId::from_parameter(rules), |bencher| {
             bencher.iter(|| judged.verdicts(VERDICTS, &mut random).expect("right verdicts"));

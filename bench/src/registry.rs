@@ -71,6 +71,7 @@ pub const ENTRIES: &[Entry] = &[
     entry("policy/verdict/10", "ns"),
     entry("policy/verdict/1k", "ns").against("policy/verdict/10"),
     entry("policy/verdict/100k", "ns").against("policy/verdict/10"),
+    entry("policy/verdict/10/100k_identities", "ns").against("policy/verdict/100k"),
     entry("policy/compile/100k", "s"),
     entry("policy/update/policy/100k", "us"),
     entry("policy/update/pod/100k", "us"),
