@@ -35,11 +35,6 @@ fn the_host_reaches_pods_and_services_and_they_reach_it() {
             let server = SocketAddr::new(service.addresses()[index], HTTP);
             assert_eq!(ask(host, server).name, name, "{server}");
             assert_eq!(ask_udp(host, server), name, "{server}");
-            // From a socket that is bound to the very address.
-            let (url, bound) = (format!("http://{server}/"), node.to_string());
-            let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
-            let answer: wirelane::traffic::Answer = said.unwrap().parse().unwrap();
-            assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
         }
     }
     let names: std::collections::BTreeSet<String> =
@@ -133,6 +128,11 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
             let gateway: [IpAddr; 2] = [NODE1.gateway_ipv4().into(), NODE1.gateway_ipv6().into()];
             assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
             assert_eq!(ask_udp(host, server), name, "{server}");
+            // From a socket that is bound to the very address.
+            let (url, bound) = (format!("http://{server}/"), node.to_string());
+            let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
+            let answer: wirelane::traffic::Answer = said.unwrap().parse().unwrap();
+            assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
         }
         // Between the two of one rule (tests of `kernel::node_ports`), and nobody's: the node's own.
         let listener = host.within(|| TcpListener::bind((node, 30_083))).unwrap().unwrap();
