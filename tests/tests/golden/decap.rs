@@ -5,7 +5,7 @@ use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, DB, IDENTITY_DB, VNI, WEB, vtep_mac};
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link};
+use super::link::{self, Link, to_node2, to_node3};
 use super::{KNOWN, KNOWN_DECAP, NEW_DECAP, Row, row};
 
 const DECAP: &[&str] = &["parse", "decap"];
@@ -18,18 +18,6 @@ fn from_node2() -> Packet {
 /// Over IPv6 there is one.
 fn from_node3() -> Packet {
     udp().from("[2001:db8::3]:50000").to("[2001:db8::1]:4789").from_net(3)
-}
-
-/// To `node2` out of this node, source port as [`wirelane_tests::check::normal`] has it.
-fn to_node2(inner: Packet) -> Packet {
-    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("192.0.2.2"));
-    udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum().vxlan(VNI, inner).to_net(2)
-}
-
-/// To `node3`.
-fn to_node3(inner: Packet) -> Packet {
-    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("2001:db8::3"));
-    udp().from("[2001:db8::1]:49152").to("[2001:db8::3]:4789").vxlan(VNI, inner).to_net(3)
 }
 
 /// From `api2` on `node2` to `web`.

@@ -386,7 +386,8 @@ fn run_all<'a>(rows: impl IntoIterator<Item = &'a Row>, mut run: impl FnMut(&Row
 /// Links of packets, in the direction in which they go.
 mod link {
     use wirelane_dataplane::batch::PortId;
-    use wirelane_tests::cluster::{self, GATEWAY_MAC, HOST_MAC, Mac, UPLINK_MAC};
+    use wirelane_tests::cluster::{self, GATEWAY_MAC, HOST_MAC, Mac, UPLINK_MAC, VNI};
+    use wirelane_tests::packet::udp;
 
     use super::Packet;
 
@@ -436,5 +437,18 @@ mod link {
     /// MAC addresses of the inner frames of tunnels.
     pub fn inner_from(node: &str) -> (Mac, Mac) {
         (cluster::vtep_mac(node), cluster::vtep_mac("192.0.2.1"))
+    }
+
+    /// To `node2` out of this node.
+    pub fn to_node2(inner: Packet) -> Packet {
+        let inner = inner.link(cluster::vtep_mac("192.0.2.1"), cluster::vtep_mac("192.0.2.2"));
+        let outer = udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum();
+        outer.vxlan(VNI, inner).to_net(2)
+    }
+
+    /// To `node3`, whose tunnel is over IPv6.
+    pub fn to_node3(inner: Packet) -> Packet {
+        let inner = inner.link(cluster::vtep_mac("192.0.2.1"), cluster::vtep_mac("2001:db8::3"));
+        udp().from("[2001:db8::1]:49152").to("[2001:db8::3]:4789").vxlan(VNI, inner).to_net(3)
     }
 }

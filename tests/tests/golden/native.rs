@@ -11,7 +11,7 @@ use wirelane_tests::cluster::{API, IDENTITY_DB, POD_MTU, UPLINK_MTU, VNI, WEB, a
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-use super::link::Link;
+use super::link::{Link, to_node2, to_node3};
 use super::{KNOWN, NEW, Row, row};
 
 const PARSE: &[&str] = &["parse"];
@@ -67,16 +67,6 @@ fn api2(sport: u16, to: &str) -> Packet {
 
 fn api2_v6(sport: u16, to: &str) -> Packet {
     tcp().from("[fd00:244:2::11]:0").source_port(sport).to(to).syn()
-}
-
-fn to_node2(inner: Packet) -> Packet {
-    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("192.0.2.2"));
-    udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum().vxlan(VNI, inner).to_net(2)
-}
-
-fn to_node3(inner: Packet) -> Packet {
-    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("2001:db8::3"));
-    udp().from("[2001:db8::1]:49152").to("[2001:db8::3]:4789").vxlan(VNI, inner).to_net(3)
 }
 
 fn out() -> Vec<Row> {

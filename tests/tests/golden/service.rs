@@ -3,11 +3,11 @@
 use wirelane_dataplane::tables::objects::ObjectKey;
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::cluster::{API, VNI, WEB, vtep_mac};
+use wirelane_tests::cluster::{API, VNI, WEB};
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link};
+use super::link::{self, Link, to_node2, to_node3};
 use super::{KNOWN, NEW, NEW_DECAP, Row, row};
 
 const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
@@ -20,17 +20,6 @@ pub fn rows() -> Vec<Row> {
 /// Echoes to Services' addresses are to be answered.
 fn answer_echo(control: &mut Control) {
     control.change_local_node(|local| local.answer_echo = true);
-}
-
-/// To `node2` out of this node.
-fn to_node2(inner: Packet) -> Packet {
-    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("192.0.2.2"));
-    udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum().vxlan(VNI, inner).to_net(2)
-}
-
-fn to_node3(inner: Packet) -> Packet {
-    let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("2001:db8::3"));
-    udp().from("[2001:db8::1]:49152").to("[2001:db8::3]:4789").vxlan(VNI, inner).to_net(3)
 }
 
 fn cluster_ips() -> Vec<Row> {
