@@ -1,6 +1,11 @@
 //! An API server that goes away: the node goes on, and catches up when it is back.
 
-use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    thread,
+    time::Duration,
+};
 
 use wirelane::lab::{Namespace, eventually, plan::NODE1};
 use wirelane_proto::v1::{ControlStatusResponse, object};
@@ -9,7 +14,9 @@ use wirelane_tests::privileged;
 use crate::{
     bed::{Bed, PATIENCE, Shape, ask, assert_refused, open},
     ends::{Talk, Ticker},
-    objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NEAR, OTHER, TO_FAR, TO_NEAR, parse, policy},
+    objects::{
+        ALL, ANSWERS, FAR, GUEST, HTTP, NEAR, OTHER, PodPlan, ServicePlan, TO_FAR, TO_NEAR, parse, policy,
+    },
 };
 
 /// For how long it is away, in seconds; `WIRELANE_AWAY=3600` for an hour.
@@ -64,10 +71,13 @@ fn the_node_goes_on_without_its_api_server_and_catches_up() {
     // So long that nobody knows any more what has happened since.
     bed.api.as_ref().unwrap().compact();
     come_back(&mut bed);
+    // Each kind of object is followed by itself, and comes when it comes.
     bed.await_tables("what has changed meanwhile to hold", |objects| {
         objects
             .iter()
             .any(|object| matches!(object, object::Object::Policy(policy) if policy.name == "closed"))
+            && has_backends(objects, ALL, &[OTHER])
+            && has_backends(objects, TO_NEAR, &[NEAR, OTHER])
     });
     assert_refused(bed.pod(GUEST), at(OTHER.addresses()[0], ANSWERS));
     assert_refused(bed.pod(NEAR), at(ALL.addresses()[0], HTTP));
@@ -99,6 +109,21 @@ fn the_node_goes_on_without_its_api_server_and_catches_up() {
     for (name, talk) in talks {
         talk.finish().unwrap_or_else(|error| panic!("{name}: {error}"));
     }
+}
+
+/// Whether the pods are what is behind each port of a service.
+fn has_backends(objects: &[object::Object], service: ServicePlan, pods: &[PodPlan]) -> bool {
+    let pods: BTreeSet<_> = pods.iter().map(PodPlan::full_name).collect();
+    let found = objects.iter().find_map(|object| match object {
+        object::Object::Service(found) if found.name == service.name => Some(found),
+        _ => None,
+    });
+    found.is_some_and(|found| {
+        let mut ports = found.ports.iter();
+        ports.all(|port| {
+            port.backends.iter().map(|backend| backend.pod.clone()).collect::<BTreeSet<_>>() == pods
+        })
+    })
 }
 
 /// What the dataplane has dropped, but for what is not meant for anybody here.

@@ -36,11 +36,12 @@ impl Board {
         }
     }
 
-    /// All of this kind is asked for anew.
+    /// All of this kind is asked for anew: until that is there, what has changed is not known.
     pub(super) fn relists(&self, kind: Kind, why: &str) {
         tracing::info!(%kind, why, "listing anew");
         let relist = Some((SystemTime::now(), format!("{kind}: {why}")));
         self.standing.send_modify(|standing| standing.relist = relist);
+        self.set(kind, Some(format!("listing anew: {why}")));
     }
 
     /// Returns what was said of the kind before.
