@@ -33,6 +33,7 @@ procps           ps, pgrep and sysctl
 containerd       starts the pods of the tests of the CNI plugin
 containernetworking-plugins  the plugin "loopback", which containerd asks for beside ours
 busybox-static   what these pods are made of
+nftables         nft: the kubelet's firewall, in the tests of host ports; the kernel's own translation, in the report
 xz-utils         xz unpacks the published verdicts that a test compares with
 LIST
 }
@@ -42,7 +43,6 @@ bench_packages() {
     cat <<'LIST'
 libdpdk-dev      rte_hash, beside which flow lookups are measured
 dpdk-dev         testpmd, beside which forwarding over veth is measured
-nftables         nft: the kernel's own translation, likewise
 valgrind         callgrind counts the path's instructions
 LIST
 }

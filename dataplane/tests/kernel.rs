@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,11 +18,11 @@ use wirelane_dataplane::io::xsk::{XskConfig, XskMemory, XskPort};
 use wirelane_dataplane::kernel::announce::Announcer;
 use wirelane_dataplane::kernel::host_link::{HostLink, HostRoutes};
 use wirelane_dataplane::kernel::neighbours::Follower;
-use wirelane_dataplane::kernel::node_ports::NodePorts;
 use wirelane_dataplane::kernel::steering::{
     Outcomes, Program, Steering, SteeringLoader, SteeringRules, WhenUnbound, XdpMode, detach,
 };
 use wirelane_dataplane::kernel::{KernelError, Netlink, links};
+use wirelane_dataplane::tables::LoopbackPort;
 use wirelane_dataplane::tables::build::UplinkRoutes;
 use wirelane_dataplane::wire::Addr;
 
@@ -421,7 +422,7 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         let routes = |gateways: &[&str], prefixes: &[&str]| HostRoutes {
             gateways: gateways.iter().map(|gateway| gateway.parse().unwrap()).collect(),
             prefixes: prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect(),
-            own: NodePorts::default(),
+            ..HostRoutes::default()
         };
         let shown = || {
             let routes = format!("{}{}", node.ip("route show proto 87"), node.ip("-6 route show proto 87"));
@@ -468,6 +469,37 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         assert!(addresses.contains("10.244.7.1/32") && !addresses.contains("10.244.1.1"), "{addresses}");
         assert!(!addresses.contains("fd00:244:1::1"), "{addresses}");
         assert!(node.ip("route show").contains("10.99.0.0/16"));
+
+        // A host port at a loopback address is translated by the kernel, as nft sees it; and gone with the last one.
+        let nft = |what: &str| {
+            String::from_utf8(Command::new("nft").args([what]).output().unwrap().stdout).unwrap()
+        };
+        let pod = |at, to| LoopbackPort {
+            protocol: 17,
+            at: SocketAddrV4::new(Ipv4Addr::LOCALHOST, at),
+            to: SocketAddrV4::new(to, 53),
+        };
+        let with = |ports: &[LoopbackPort]| HostRoutes {
+            loopback: ports.iter().copied().collect(),
+            ..routes(&["10.244.7.1"], &["10.244.0.0/16"])
+        };
+        let pods = [[10, 244, 7, 9], [10, 244, 7, 10]].map(Ipv4Addr::from);
+        adopted.sync(&netlink, &with(&[pod(53, pods[0]), pod(54, pods[1])])).unwrap();
+        let table = nft("list table ip wirelane");
+        for rule in [
+            "type nat hook output priority -100",
+            "type nat hook postrouting priority srcnat",
+            "ip daddr 127.0.0.1 udp dport 53 dnat to 10.244.7.9:53",
+            "ip daddr 127.0.0.1 udp dport 54 dnat to 10.244.7.10:53",
+            r#"oifname "wirelane" ip saddr 127.0.0.0/8 snat to 10.244.7.1"#,
+        ] {
+            assert!(table.contains(rule), "{rule}\n{table}");
+        }
+        adopted.sync(&netlink, &with(&[pod(53, pods[1])])).unwrap();
+        let table = nft("list table ip wirelane");
+        assert!(table.contains("10.244.7.10:53") && !table.contains("10.244.7.9"), "{table}");
+        adopted.sync(&netlink, &with(&[])).unwrap();
+        assert_eq!(nft("list tables"), "");
         let before = node.ip("route show table all");
         adopted.sync(&netlink, &routes(&["10.244.7.1"], &["10.244.0.0/16", "fd00:96::/112"])).unwrap();
         assert_eq!(node.ip("route show table all"), before, "nothing differs");

@@ -110,7 +110,7 @@ fn holds(
     if let HostIp::One(address) = port.host
         && !port.host.is_reachable()
     {
-        let reason = format!("{address} is an address that no packet comes to a node with");
+        let reason = format!("{address} is an address that nobody reaches a pod by");
         problems.push(note(Kind::Pod, &pod.name, stored, &format!("{}.hostIP", port.field), reason));
         return false;
     }

@@ -80,10 +80,11 @@ impl HostIp {
         }
     }
 
-    /// Whether packets can come with such an address from elsewhere.
+    /// Whether anybody can reach it: from elsewhere, or at an IPv4 loopback address the node's own processes.
     pub fn is_reachable(self) -> bool {
         match self {
             Self::Any | Self::AnyOf { .. } => true,
+            Self::One(IpAddr::V4(address)) if address.is_loopback() => true,
             Self::One(address) => check::is_of_host(address),
         }
     }

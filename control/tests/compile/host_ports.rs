@@ -73,6 +73,8 @@ fn host_ports_of_one_number_are_different_by_protocol_and_address() {
     for (other, held) in [
         (", protocol: UDP", 2),
         (", hostIP: 192.168.0.2", 2),
+        // The node's own processes reach it there.
+        (", hostIP: 127.0.0.1", 2),
         (", hostIP: 192.168.0.1", 1),
         // Both families, one frontend.
         (", hostIP: \"::\"", 2),
@@ -111,7 +113,7 @@ fn conflicts_are_problems_of_the_younger_pod_by_field() {
                 "d",
                 5,
                 "{ containerPort: 80, hostPort: 8081 }, { containerPort: 81, hostPort: 31000 }, \
-                                   { containerPort: 82, hostPort: 82, hostIP: 127.0.0.1 }",
+                                   { containerPort: 82, hostPort: 82, hostIP: \"::1\" }",
             )
             + node_port),
     );
@@ -123,7 +125,7 @@ fn conflicts_are_problems_of_the_younger_pod_by_field() {
             "test.yaml: Pod x/b: spec.containers[0].ports[0].hostPort: TCP 8080 is already a host port of Pod x/a",
             "test.yaml: Pod x/d: spec.containers[0].ports[0].hostPort: TCP 8081 is already a node port of Service x/s",
             "test.yaml: Pod x/d: spec.containers[0].ports[1].hostPort: 31000 is in the range of node ports, 30000 to 32767",
-            "test.yaml: Pod x/d: spec.containers[0].ports[2].hostIP: 127.0.0.1 is an address that no packet comes to a node with",
+            "test.yaml: Pod x/d: spec.containers[0].ports[2].hostIP: ::1 is an address that nobody reaches a pod by",
         ]
     );
     assert!(service(&compiled, "x/pod:a").is_some());

@@ -17,9 +17,11 @@ use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, R
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::links::{self, Link};
+use super::loopback;
 use super::neighbours::address;
 use super::node_ports::{self, NodePorts, TABLE};
 use super::{KernelError, Netlink};
+use crate::tables::LoopbackPort;
 use crate::wire::ethernet::GATEWAY_MAC;
 
 /// The router that host routes, and the default routes of pods, go through. It answers to [`GATEWAY_MAC`].
@@ -48,6 +50,8 @@ pub struct HostRoutes {
     pub prefixes: BTreeSet<IpNet>,
     /// What of the node itself is a Service's.
     pub own: NodePorts,
+    /// What of its loopback addresses is a pod's.
+    pub loopback: BTreeSet<LoopbackPort>,
 }
 
 impl HostLink {
@@ -138,6 +142,7 @@ impl HostLink {
         }
 
         node_ports::sync(netlink, &self.host, &wanted.gateways, &wanted.own)?;
+        self.sync_loopback(wanted)?;
 
         // Last, because a route that names an address as its source goes with it.
         for address in &addresses - &wanted.gateways {
@@ -152,7 +157,21 @@ impl HostLink {
     /// When the kernel refuses.
     pub fn remove(self, netlink: &Netlink) -> Result<(), KernelError> {
         node_ports::remove_all(netlink)?;
+        loopback::remove()?;
         delete(netlink, &self.host.name)
+    }
+
+    fn sync_loopback(&self, wanted: &HostRoutes) -> Result<(), KernelError> {
+        let gateway = wanted.gateways.iter().find_map(|gateway| match gateway {
+            IpAddr::V4(gateway) => Some(*gateway),
+            IpAddr::V6(_) => None,
+        });
+        let Some(gateway) = gateway.filter(|_| !wanted.loopback.is_empty()) else {
+            loopback::remove()?;
+            return sysctl(&format!("ipv4/conf/{}/route_localnet", self.host.name), "0");
+        };
+        sysctl(&format!("ipv4/conf/{}/route_localnet", self.host.name), "1")?;
+        loopback::sync(&self.host.name, gateway, &wanted.loopback)
     }
 
     fn delete_address(&self, netlink: &Netlink, address: IpAddr) -> Result<(), KernelError> {

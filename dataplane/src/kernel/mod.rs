@@ -7,6 +7,7 @@ pub mod announce;
 mod ethtool;
 pub mod host_link;
 pub mod links;
+pub mod loopback;
 pub mod neighbours;
 pub mod node_ports;
 pub mod raw_socket;

@@ -22,10 +22,10 @@ use crate::io::xsk::{RING, XskConfig, XskMemory, XskPort, ZeroCopy};
 use crate::kernel::announce::Announcer;
 use crate::kernel::host_link::{HostLink, HostRoutes};
 use crate::kernel::links::{self, Link};
-use crate::kernel::node_ports;
 use crate::kernel::raw_socket::RawSocket;
 use crate::kernel::steering::{self, Program, SteeringLoader, SteeringRules, XdpMode};
 use crate::kernel::{KernelError, Netlink};
+use crate::kernel::{loopback, node_ports};
 use crate::tables::build::PortConfig;
 use crate::tables::{HOST_PORT, PortKind, Steering, UPLINK_PORT};
 use crate::wire::ethernet::{GATEWAY_MAC, HEADER_LEN, Mac};
@@ -252,6 +252,7 @@ pub fn cleanup(config: &Config) -> Result<(), PortError> {
     }
     // Though somebody else has taken the pair away.
     node_ports::remove_all(&netlink)?;
+    loopback::remove()?;
     let ends = [&config.host_interface, DATAPLANE_INTERFACE].map(|name| links::link(&netlink, name));
     if let [Ok(host), Ok(dataplane)] = ends {
         HostLink { host, dataplane }.remove(&netlink)?;

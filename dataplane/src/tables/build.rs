@@ -423,6 +423,7 @@ impl Builder {
         Steering {
             vxlan_port: local.map_or(0, |local| local.vxlan_port),
             node_ports: node_ports.into_iter().collect(),
+            loopback: self.frontends.at_loopback(services),
             masquerade: local.and_then(|local| Some(local.masquerade.as_ref()?.ports.clone())),
             // For its own addresses the kernel answers.
             announced: self

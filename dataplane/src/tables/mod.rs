@@ -20,6 +20,7 @@ pub mod route;
 pub mod services;
 pub mod standing;
 
+use std::net::SocketAddrV4;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -356,12 +357,25 @@ pub struct Steering {
     pub node_addresses: Vec<Addr>,
     /// Ports (with IANA protocol numbers) at the node's addresses that are Services'.
     pub node_ports: Vec<(u16, u8)>,
+    /// Host ports that the node's own processes reach at loopback addresses.
+    pub loopback: Vec<LoopbackPort>,
     /// Ports (and identifiers of echoes) at the node's addresses that masqueraded connections get.
     pub masquerade: Option<RangeInclusive<u16>>,
     /// Destinations that are ours whatever the port.
     pub prefixes: Vec<ipnet::IpNet>,
     /// Addresses that this node tells the uplink's link are here, in order.
     pub announced: Vec<Addr>,
+}
+
+/// A host port of IPv4, as the node's own processes reach it at a loopback address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LoopbackPort {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Where it is reached.
+    pub at: SocketAddrV4,
+    /// The pod's address and port.
+    pub to: SocketAddrV4,
 }
 
 impl Steering {

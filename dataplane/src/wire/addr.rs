@@ -61,6 +61,11 @@ impl Addr {
         }
     }
 
+    /// Whether it never leaves its machine (127.0.0.0/8, ::1).
+    pub fn is_loopback(&self) -> bool {
+        IpAddr::from(*self).is_loopback()
+    }
+
     /// Whether it never leaves its link (169.254.0.0/16, fe80::/10).
     #[inline(always)]
     pub fn is_link_local(&self) -> bool {

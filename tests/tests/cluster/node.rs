@@ -1,16 +1,21 @@
 //! The node's own processes, and its kernel beside the dataplane.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 
 use wirelane::{
-    lab::plan::{CLIENT, NODE1, NODE2},
+    lab::{
+        Namespace,
+        plan::{CLIENT, NODE1, NODE2},
+    },
     traffic::serve,
 };
 use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, Shape, ask, ask_udp, pairs},
-    objects::{ALL, ANSWERS, FAR, HTTP, NAMESPACE, NEAR, ServicePlan, TO_FAR, TO_NEAR},
+    bed::{Bed, PATIENCE, Shape, ask, ask_udp, assert_refused, pairs},
+    objects::{
+        ALL, ANSWERS, FAR, GUEST, HTTP, NAMESPACE, NEAR, OTHER, PodPlan, ServicePlan, TO_FAR, TO_NEAR,
+    },
     probe::{Probe, What},
 };
 
@@ -154,6 +159,75 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
     for family in ["-4", "-6"] {
         assert!(rules(family).starts_with("0:\tfrom all lookup local"), "{}", rules(family));
     }
+}
+
+/// What a kubelet has dropped (`KUBE-FIREWALL`): what goes to loopback addresses from elsewhere, but for what is translated.
+const KUBELET: &str = "table ip kubelet {
+    chain output {
+        type filter hook output priority filter
+        ip saddr != 127.0.0.0/8 ip daddr 127.0.0.0/8 ct status != dnat ct state != { established, related } drop
+    }
+}";
+
+#[test]
+fn the_node_reaches_host_ports_at_its_loopback_address() {
+    if !privileged() {
+        return;
+    }
+    let bed = Bed::new();
+    let host = bed.node1.namespace();
+    host.run("nft", [KUBELET]).unwrap();
+    let [node, _] = NODE1.addresses();
+    let with_port = |pod: PodPlan, ports: &str| {
+        pod.manifest().replace("image: test}", &format!("image: test, ports: [{ports}]}}"))
+    };
+    let port = |more: &str| format!("{{containerPort: {ANSWERS}, {more}}}");
+    // Three with one number, by address and protocol.
+    let near = [
+        port("hostPort: 8443, hostIP: 127.0.0.1"),
+        port("hostPort: 8444"),
+        port("hostPort: 8444, protocol: UDP"),
+    ];
+    let pods = [
+        with_port(NEAR, &near.join(", ")),
+        with_port(OTHER, &port(&format!("hostPort: 8443, hostIP: {node}"))),
+        with_port(GUEST, &port("hostPort: 8443, hostIP: 127.0.0.1, protocol: UDP")),
+        FAR.manifest(),
+    ];
+    let pods = pods.concat();
+    bed.apply("pods.yaml", &pods);
+    let local = |port| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+    let gateway = IpAddr::from(NODE1.gateway_ipv4());
+    for port in [8443, 8444] {
+        let answer = ask(host, local(port));
+        assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (NEAR.name, gateway), "{port}");
+        // From a socket that is bound to the node's address.
+        let (url, bound) = (format!("http://{}/", local(port)), node.to_string());
+        let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]).unwrap();
+        let answer: wirelane::traffic::Answer = said.parse().unwrap();
+        assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (NEAR.name, node), "{port}");
+    }
+    assert_eq!(ask_udp(host, local(8443)), GUEST.name);
+    assert_eq!(ask_udp(host, local(8444)), NEAR.name);
+    assert_eq!(ask(host, SocketAddr::new(node, 8443)).name, OTHER.name);
+    assert_eq!(ask(&bed.client, SocketAddr::new(node, 8443)).name, OTHER.name);
+    // A dataplane that begins anew finds what is there.
+    assert!(host.run("nft", ["list table ip wirelane"]).is_ok());
+
+    // Somebody else's is the port from now on.
+    bed.apply("pods.yaml", &pods.replace("8444}", "8445}"));
+    assert_eq!(ask(host, local(8445)).name, NEAR.name);
+    assert_refused(host, local(8444));
+    bed.apply("pods.yaml", &[NEAR, OTHER, GUEST, FAR].map(|pod| pod.manifest()).concat());
+    assert_refused(host, local(8443));
+    let tables = host.run("nft", ["list tables"]).unwrap();
+    assert_eq!(tables.trim(), "table ip kubelet");
+    assert_eq!(route_localnet(host), "0");
+}
+
+fn route_localnet(host: &Namespace) -> String {
+    let switch = "net.ipv4.conf.wirelane.route_localnet";
+    host.run("sysctl", ["--values", switch]).unwrap().trim().to_owned()
 }
 
 #[test]

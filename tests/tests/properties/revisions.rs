@@ -1,7 +1,7 @@
 //! Tables that are changed step by step, against a search through all objects for each answer.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,7 +15,7 @@ use wirelane_dataplane::tables::objects::{
 };
 use wirelane_dataplane::tables::route::{Route, host_prefix};
 use wirelane_dataplane::tables::services::{Found, Origin, backend_name, port_name};
-use wirelane_dataplane::tables::{FIRST_POD_PORT, PortKind, Tables};
+use wirelane_dataplane::tables::{FIRST_POD_PORT, LoopbackPort, PortKind, Tables};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_dataplane::wire::Addr;
 use wirelane_dataplane::wire::ethernet::GATEWAY_MAC;
@@ -78,6 +78,9 @@ fn service() -> impl Strategy<Value = Object> {
             } else {
                 [NodePort, NodePort, NodePort, HostPort]
             };
+            // Some host ports are for the node itself only.
+            let is_within = kinds[kind] == HostPort && address.is_some_and(|address| address.0[15] % 2 == 0);
+            let address = if is_within { Some(Addr::v4([127, 0, 0, 1])) } else { address };
             Frontend { announced: kind == 2, ..Frontend::new(kinds[kind], address, PORTS[port]) }
         },
     );
@@ -409,6 +412,33 @@ impl Model<'_> {
         }
     }
 
+    /// Host ports at every address of the node, and those at a loopback address, in this order.
+    fn loopback(&self) -> Vec<LoopbackPort> {
+        let host_ports = self.frontends().filter(|(_, _, frontend)| {
+            frontend.kind == FrontendKind::HostPort
+                && self.owners().any(|owner| std::ptr::eq(owner, *frontend))
+        });
+        let mut ports: Vec<_> = host_ports
+            .filter_map(|(_, port, frontend)| {
+                let at = match frontend.address.map(IpAddr::from) {
+                    None => Ipv4Addr::LOCALHOST,
+                    Some(IpAddr::V4(address)) if address.is_loopback() => address,
+                    Some(_) => return None,
+                };
+                let backends = port.backends.iter().filter(|backend| backend.local == Usable::Chosen);
+                let mut pods = backends.filter_map(|backend| match IpAddr::from(backend.address) {
+                    IpAddr::V4(address) => Some(SocketAddrV4::new(address, backend.port)),
+                    IpAddr::V6(_) => None,
+                });
+                let (to, None) = (pods.next()?, pods.next()) else { return None };
+                let at = SocketAddrV4::new(at, frontend.port);
+                Some((frontend.address.is_some(), LoopbackPort { protocol: port.proto, at, to }))
+            })
+            .collect();
+        ports.sort_by_key(|(is_within, port)| (*is_within, port.at, port.protocol));
+        ports.into_iter().map(|(_, port)| port).collect()
+    }
+
     fn steering(&self) -> String {
         let local = self.local();
         let mut prefixes: BTreeSet<IpNet> = local.pod_cidrs.iter().copied().collect();
@@ -438,6 +468,7 @@ impl Model<'_> {
         let steering = wirelane_dataplane::tables::Steering {
             vxlan_port: local.vxlan_port,
             masquerade: None,
+            loopback: self.loopback(),
             node_addresses: local.addresses.clone(),
             node_ports: node_ports.into_iter().collect(),
             prefixes: prefixes.into_iter().collect(),

@@ -356,6 +356,7 @@ fn frontend(message: &v1::Frontend) -> Result<Frontend, Invalid> {
         FrontendKind::NodePort => {
             return Err(Invalid::new("address", "is not empty: a node port is on every address of the node"));
         }
+        FrontendKind::HostPort => Some(host_address("address", &message.address)?),
         _ => Some(address("address", &message.address)?),
     };
     Ok(Frontend { kind, address, port: port("port", message.port)?, announced: message.announced })
@@ -544,6 +545,14 @@ fn address(field: &str, bytes: &[u8]) -> Result<Addr, Invalid> {
         return Err(Invalid::new(field, format!("{address} can be no connection's")));
     }
     Ok(address)
+}
+
+/// One of a node's own: also a loopback address of IPv4, which its own processes reach (`kernel/loopback.rs`).
+fn host_address(field: &str, bytes: &[u8]) -> Result<Addr, Invalid> {
+    match bytes_of_address(field, bytes)? {
+        IpAddr::V4(address) if address.is_loopback() => Ok(IpAddr::V4(address).into()),
+        _ => address(field, bytes),
+    }
 }
 
 /// An address, or the first of a range.

@@ -291,6 +291,27 @@ fn are_refused<M: Clone>(good: &M, object: fn(M) -> v1::object::Object, faults: 
 }
 
 #[test]
+fn only_a_host_port_may_be_at_a_loopback_address() {
+    let check = |kind, address: &[u8]| {
+        let mut service = service_sample();
+        service.ports[0].frontends[0] =
+            v1::Frontend { kind, address: address.to_vec(), port: 80, announced: false };
+        let message = v1::Object { object: Some(v1::object::Object::Service(service)) };
+        super::object(&message).map(drop).map_err(|error| error.invalid.field)
+    };
+    let host_port = v1::frontend::Kind::HostPort.into();
+    assert!(check(host_port, &[127, 0, 0, 1]).is_ok());
+    let ipv6 = std::net::Ipv6Addr::LOCALHOST.octets();
+    for (kind, address) in [
+        (host_port, &ipv6[..]),
+        (v1::frontend::Kind::ClusterIp.into(), &[127, 0, 0, 1]),
+        (v1::frontend::Kind::ExternalIp.into(), &[127, 0, 0, 1]),
+    ] {
+        assert_eq!(check(kind, address).unwrap_err(), "ports[0].frontends[0].address");
+    }
+}
+
+#[test]
 fn a_local_node_is_checked() {
     let faults: Faults<'_, v1::LocalNode> = &[
         (|node| node.name.clear(), "name", "is empty"),

@@ -4,12 +4,14 @@
 //! not depend on the order in which they came.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::names::Names;
 use super::objects::Objects;
+use crate::tables::LoopbackPort;
 use crate::tables::objects::{self, Algorithm, FrontendKind, Service, Usable};
 use crate::tables::route::Prefix;
 use crate::tables::services::{
@@ -27,6 +29,8 @@ pub(super) struct Frontends {
     announced: BTreeMap<Addr, u32>,
     /// On every address of the node.
     node_ports: BTreeSet<(u16, u8)>,
+    /// Host ports that the node's own processes reach at loopback addresses.
+    at_loopback: BTreeSet<FrontendKey>,
     /// Frontends to look at again.
     stale: Vec<FrontendKey>,
     /// Whether what is reached from outside the cluster has changed.
@@ -122,6 +126,22 @@ impl Frontends {
         ports.into_iter().collect()
     }
 
+    /// Host ports that the node's own processes reach at loopback addresses, each with the pod behind it, in order.
+    pub fn at_loopback(&self, services: &Services) -> Vec<LoopbackPort> {
+        let port = |key: &FrontendKey| {
+            let IpAddr::V4(address) = key.address.into() else { return None };
+            let [backend] = services.frontends.get(key)?.port.local.list() else { return None };
+            let IpAddr::V4(pod) = backend.address.into() else { return None };
+            let address = if address.is_unspecified() { Ipv4Addr::LOCALHOST } else { address };
+            Some(LoopbackPort {
+                protocol: key.proto,
+                at: SocketAddrV4::new(address, key.port),
+                to: SocketAddrV4::new(pod, backend.port),
+            })
+        };
+        self.at_loopback.iter().filter_map(port).collect()
+    }
+
     /// Addresses that are reached from outside the cluster and are Services' own, in order.
     pub fn external(&self) -> impl Iterator<Item = Addr> + '_ {
         self.addresses.iter().filter(|(_, reached)| reached.external > 0).map(|(address, _)| *address)
@@ -144,6 +164,14 @@ impl Frontends {
             None => services.frontends.remove(&key),
         };
         let was = before.map(|frontend| frontend.kind);
+        if is_at_loopback(&key) && [was, now].contains(&Some(FrontendKind::HostPort)) {
+            match now {
+                Some(FrontendKind::HostPort) => self.at_loopback.insert(key),
+                _ => self.at_loopback.remove(&key),
+            };
+            // Where it leads may be another place.
+            self.steering_changed = true;
+        }
         if was == now {
             return;
         }
@@ -180,6 +208,11 @@ impl Frontends {
 /// Whether such a frontend's address is the Service's, on all ports; a host port's is the node's.
 fn is_own(kind: FrontendKind) -> bool {
     kind != FrontendKind::HostPort
+}
+
+/// Whether a host port there is one at a loopback address of IPv4, too.
+fn is_at_loopback(key: &FrontendKey) -> bool {
+    key.address.is_v4() && (key.is_node_port() || key.address.is_loopback())
 }
 
 fn is_external(kind: FrontendKind) -> bool {

@@ -189,11 +189,13 @@ fn backends<'a>(
     all.into_iter()
 }
 
-/// Where a Service is reached from outside the cluster.
+/// Where a Service is reached from outside the cluster. What comes to a loopback address comes from the node itself.
 fn externals(service: Option<&Service>) -> impl Iterator<Item = External> + '_ {
     let ports = service.into_iter().flat_map(|service| &service.ports);
     ports.flat_map(|port| {
         let outside = port.frontends.iter().filter(|frontend| frontend.kind != FrontendKind::ClusterIp);
+        let outside =
+            outside.filter(|frontend| !frontend.address.is_some_and(|address| address.is_loopback()));
         outside.map(|frontend| (frontend.address, frontend.port, port.proto))
     })
 }
