@@ -60,7 +60,7 @@ pub fn connect(
 #[derive(Debug)]
 pub struct Node {
     workers: Vec<WorkerHandle<XskPort, Engine>>,
-    _steering: Vec<Steering>,
+    _steering: Steering,
 }
 
 impl Node {
@@ -76,11 +76,8 @@ impl Node {
         namespace.within(|| {
             let netlink = Netlink::connect()?;
             let mut loader = SteeringLoader::new(WhenUnbound::Drop);
-            let mut steering = Vec::new();
-            for (_, name) in interfaces {
-                links::offloads_off(name)?;
-                steering.push(loader.load(Program::Pod)?);
-            }
+            let mut steering = loader.load(Program::Pod)?;
+            interfaces.iter().try_for_each(|(_, name)| links::offloads_off(name))?;
             let mut workers = Vec::new();
             for index in 0..world.shared().stats.len() {
                 let (mut memory, pool) = XskMemory::new(FRAMES, CHUNK)?;
@@ -88,15 +85,15 @@ impl Node {
                 let config =
                     WorkerConfig { core: machine::core_from_front(index), ..WorkerConfig::new(index) };
                 let worker = WorkerHandle::start(config, engine, pool)?;
-                for ((id, name), steering) in interfaces.iter().zip(&mut steering) {
+                for (id, name) in interfaces {
                     let port = memory.open(&XskConfig::new(name, index as u32))?;
-                    steering.bind(index as u32, &port)?;
+                    steering.bind(links::link(&netlink, name)?.index, index as u32, &port)?;
                     let added = worker.add_port(*id, port)?;
                     anyhow::ensure!(added.is_ok(), "port {id} exists twice");
                 }
                 workers.push(worker);
             }
-            for ((_, name), steering) in interfaces.iter().zip(&mut steering) {
+            for (_, name) in interfaces {
                 steering.attach(&netlink, name, XdpMode::Native)?;
             }
             Ok(Node { workers, _steering: steering })
@@ -144,7 +141,7 @@ impl End {
                 let config = XskConfig { fill_idle: RING, ..XskConfig::new(interface, 0) };
                 let port = memory.open(&config)?;
                 let mut steering = SteeringLoader::new(WhenUnbound::Drop).load(Program::Pod)?;
-                steering.bind(0, &port)?;
+                steering.bind(links::link(&netlink, interface)?.index, 0, &port)?;
                 steering.attach(&netlink, interface, XdpMode::Native)?;
                 anyhow::Ok(End { port, pool, _steering: steering })
             })?

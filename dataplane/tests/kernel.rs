@@ -154,7 +154,7 @@ fn the_uplink_steers_what_is_ours_and_nothing_else() {
     let Uplink { steering, node, _socket: (_, _, port), .. } = &mut uplink;
     let own = node.run(|| links::link(&Netlink::connect().unwrap(), "uplink").unwrap());
     assert_eq!((own.up, own.mtu, own.receive_queues), (true, 1500, 1));
-    steering.bind(0, &*port).unwrap();
+    steering.bind(own.index, 0, &*port).unwrap();
     steering.sync(&rules()).unwrap();
 
     let frame = bytes!(v4(NODE).tcp(50000, NODE_PORT, 0, 1000), b"");

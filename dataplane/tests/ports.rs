@@ -3,7 +3,9 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use support::{Namespace, privileged};
@@ -73,6 +75,37 @@ fn what_an_earlier_run_has_left_is_taken_over() {
         assert!(!program(node, POD_LINK));
         keep_few_privileges();
         third.attach(attachment()).unwrap();
+    });
+}
+
+#[test]
+fn all_pods_share_one_program_which_a_restart_replaces() {
+    with_node(|node| {
+        let pods: Vec<Attachment> = (0..20).map(pod).collect();
+        for pod in &pods {
+            node.ip(&format!("link add {} up type veth peer name p{}", pod.interface, pod.mac.0[5]));
+        }
+        let programs = || -> BTreeSet<String> {
+            let names = pods.iter().map(|pod| &*pod.interface).chain(["wirelane-dp"]);
+            names.map(|name| program_id(node, name)).collect()
+        };
+        let first = start(None);
+        pods.iter().for_each(|pod| _ = first.attach(pod.clone()).unwrap());
+        let before = programs();
+        assert_eq!(before.len(), 1, "{before:?}");
+        assert!(!before.contains(&program_id(node, "uplink")));
+        // A place that is free again is another's.
+        first.detach(&pods[0].pod);
+        first.attach(pods[0].clone()).unwrap();
+        assert_eq!(programs(), before);
+        drop(first);
+        let saved = Saved { revision: 7, objects: vec![], attachments: pods.clone() };
+        let begin = Instant::now();
+        let second = start(Some(saved));
+        println!("{} ports opened again in {:?}", pods.len(), begin.elapsed());
+        let after = programs();
+        assert!(after.len() == 1 && after.is_disjoint(&before), "{before:?}, then {after:?}");
+        second.ports().stop();
     });
 }
 
@@ -149,6 +182,24 @@ fn attachment() -> Attachment {
         addresses: vec![Addr::v4([10, 244, 1, 5])],
         bandwidth: Bandwidth::default(),
     }
+}
+
+/// One of several pods.
+fn pod(number: u8) -> Attachment {
+    Attachment {
+        interface: format!("wl{number:012}"),
+        pod: format!("shop/pod-{number}"),
+        mac: [2, 0, 0, 0, 1, number],
+        addresses: vec![Addr::v4([10, 244, 2, number])],
+        bandwidth: Bandwidth::default(),
+    }
+}
+
+/// The number of an interface's XDP program.
+fn program_id(node: &Namespace, interface: &str) -> String {
+    let shown = node.ip(&format!("link show {interface}"));
+    let mut words = shown.split_whitespace().skip_while(|word| *word != "prog/xdp");
+    words.nth(2).unwrap_or_else(|| panic!("{interface} has no program: {shown}")).to_owned()
 }
 
 /// Whether an interface has an XDP program.

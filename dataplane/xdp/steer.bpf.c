@@ -6,7 +6,8 @@
  *   steer_pod     everything goes to the socket of the queue that it came in by
  *   steer_uplink  what is ours goes there, the rest to the kernel
  *
- * Loaded and fed by src/kernel/steering.rs, once per interface. It says as little as it can about packets: whoever
+ * Loaded and fed by src/kernel/steering.rs: one steer_pod for the host's port and all pods, since the kernel waits for all
+ * its processors whenever it meets a new program (bpf_dispatcher_change_prog). It says as little as it can about packets: whoever
  * receives them parses them again. So in doubt a frame passes to the kernel, which loses nothing by it.
  */
 
@@ -108,13 +109,22 @@ struct prefix {
 	struct address address;
 };
 
-#define MAX_QUEUES 256
+#define MAX_INTERFACES 1024 /* tables::MAX_PORTS */
+#define MAX_QUEUES 64 /* flows::MAX_WORKERS */
 #define PORT_WORDS 1024 /* 65536 ports, 64 in a word */
 
-/* The socket of each queue. */
+/* The place of each interface among the sockets. An uplink has the first one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_INTERFACES);
+	__type(key, __u32);
+	__type(value, __u32);
+} interfaces SEC(".maps");
+
+/* The socket of each queue: MAX_QUEUES for each interface. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__uint(max_entries, MAX_QUEUES);
+	__uint(max_entries, MAX_INTERFACES * MAX_QUEUES);
 	__type(key, __u32);
 	__type(value, __u32);
 } sockets SEC(".maps");
@@ -181,9 +191,10 @@ static __always_inline void count(__u32 outcome)
 }
 
 /* What becomes of a frame is `otherwise` if its queue has no socket. */
-static __always_inline int to_socket(struct xdp_md *ctx, __u32 otherwise)
+static __always_inline int to_socket(struct xdp_md *ctx, __u32 place, __u32 otherwise)
 {
-	int action = bpf_redirect_map(&sockets, ctx->rx_queue_index, otherwise);
+	/* Of a queue that is another's place the kernel takes nothing: a socket knows its interface and queue. */
+	int action = bpf_redirect_map(&sockets, place * MAX_QUEUES + ctx->rx_queue_index, otherwise);
 
 	count(action == XDP_REDIRECT ? STEERED : UNBOUND);
 	return action;
@@ -375,7 +386,13 @@ static __always_inline enum whose ours_arp(void *at, void *end)
 SEC("xdp")
 int steer_pod(struct xdp_md *ctx)
 {
-	return to_socket(ctx, when_unbound);
+	__u32 interface = ctx->ingress_ifindex;
+	__u32 *place = bpf_map_lookup_elem(&interfaces, &interface);
+
+	if (place)
+		return to_socket(ctx, *place, when_unbound);
+	count(UNBOUND);
+	return when_unbound;
 }
 
 SEC("xdp")
@@ -395,7 +412,7 @@ int steer_uplink(struct xdp_md *ctx)
 		whose = ours_arp(ethernet + 1, end);
 	if (whose == THE_KERNELS)
 		return to_kernel();
-	return to_socket(ctx, whose == OURS ? when_unbound : XDP_PASS);
+	return to_socket(ctx, 0, whose == OURS ? when_unbound : XDP_PASS);
 }
 
 char _license[] SEC("license") = "MIT";

@@ -1,9 +1,10 @@
-//! The steering program: loaded, fed and attached, one object for each interface.
+//! The steering programs: loaded, fed and attached. The uplink has one, and all other interfaces share one.
 //!
 //! Attached over netlink, so that it stays when this process ends, whichever way. Until a next run replaces it,
 //! in one step, it does with our frames what `when_unbound` says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -71,7 +72,7 @@ pub struct SteeringRules {
     pub announced: BTreeSet<IpAddr>,
 }
 
-/// Frames that the program of one interface has seen, by what became of them.
+/// Frames that a program has seen, by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcomes {
     /// Passed to the kernel.
@@ -90,12 +91,14 @@ pub struct SteeringLoader {
     uplink: EbpfLoader<'static>,
 }
 
-/// The steering program of one interface.
+/// A steering program, for one uplink or for any number of other interfaces.
 #[derive(Debug)]
 pub struct Steering {
     ebpf: Ebpf,
     program: Program,
     rules: SteeringRules,
+    /// Where each interface's sockets are, by its index.
+    places: BTreeMap<u32, u32>,
 }
 
 /// The object that `build.rs` has made.
@@ -104,7 +107,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 impl SteeringLoader {
     /// A loader of programs that deal with frames without a socket in one way.
     pub fn new(when_unbound: WhenUnbound) -> SteeringLoader {
-        let uplink = when_unbound.loader();
+        let mut uplink = when_unbound.loader();
+        uplink.map_max_entries("interfaces", 1).map_max_entries("sockets", MAX_QUEUES);
         let mut pod = when_unbound.loader();
         // It does not look at these.
         for map in ["node_addresses", "prefixes", "ports", "announced"] {
@@ -124,7 +128,7 @@ impl SteeringLoader {
         };
         let mut ebpf = loader.load(OBJECT).map_err(bpf("load the steering object"))?;
         xdp(&mut ebpf, program)?.load().map_err(bpf("load the steering program"))?;
-        Ok(Steering { ebpf, program, rules: SteeringRules::default() })
+        Ok(Steering { ebpf, program, rules: SteeringRules::default(), places: BTreeMap::new() })
     }
 }
 
@@ -144,13 +148,46 @@ impl WhenUnbound {
 }
 
 impl Steering {
-    /// Makes a queue's frames go to a socket. When the socket is closed, the kernel forgets about it.
+    /// Makes the frames of a queue of an interface (its index) go to a socket. When the socket is closed, the kernel
+    /// forgets about it.
     ///
     /// # Errors
-    /// When the kernel refuses, or there are not as many queues.
-    pub fn bind(&mut self, queue: u32, socket: impl AsFd) -> Result<(), KernelError> {
+    /// When the kernel refuses, or there are not as many queues or interfaces.
+    pub fn bind(&mut self, interface: u32, queue: u32, socket: impl AsFd) -> Result<(), KernelError> {
+        let what = || format!("bind queue {queue}");
+        if queue >= MAX_QUEUES {
+            let source = io::Error::from(io::ErrorKind::InvalidInput);
+            return Err(KernelError::Io { what: what(), source });
+        }
+        let place = self.place(interface)?;
         let mut sockets: XskMap<_> = map(&mut self.ebpf, "sockets")?;
-        sockets.set(queue, socket.as_fd().as_raw_fd(), 0).map_err(bpf(format!("bind queue {queue}")))
+        sockets.set(place * MAX_QUEUES + queue, socket.as_fd().as_raw_fd(), 0).map_err(bpf(what()))
+    }
+
+    /// Forgets an interface, whose sockets are closed.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn release(&mut self, interface: u32) -> Result<(), KernelError> {
+        if self.places.remove(&interface).is_some() {
+            let mut interfaces: HashMap<_, u32, u32> = map(&mut self.ebpf, "interfaces")?;
+            interfaces.remove(&interface).map_err(bpf(format!("forget interface {interface}")))?;
+        }
+        Ok(())
+    }
+
+    /// Where the sockets of an interface are.
+    fn place(&mut self, interface: u32) -> Result<u32, KernelError> {
+        if let Some(place) = self.places.get(&interface) {
+            return Ok(*place);
+        }
+        let taken: BTreeSet<u32> = self.places.values().copied().collect();
+        let free =
+            (0..).find(|place| !taken.contains(place)).expect("there are fewer interfaces than numbers");
+        let mut interfaces: HashMap<_, u32, u32> = map(&mut self.ebpf, "interfaces")?;
+        interfaces.insert(interface, free, 0).map_err(bpf(format!("make interface {interface} known")))?;
+        self.places.insert(interface, free);
+        Ok(free)
     }
 
     /// Attaches the program to an interface, in place of what an earlier run of ours may have left there.
@@ -280,6 +317,9 @@ pub fn detach(netlink: &Netlink, interface: &str) -> Result<bool, KernelError> {
     set(netlink, interface, vec![LinkXdp::Fd(-1), LinkXdp::Flags(flag(there.mode))])?;
     Ok(true)
 }
+
+/// How many queues an interface may have, as in the program.
+const MAX_QUEUES: u32 = 64;
 
 /// Words of a bitmap of ports. After that of TCP follow those of UDP and SCTP, and that of echoes' identifiers.
 const PORT_WORDS: u32 = 1024;

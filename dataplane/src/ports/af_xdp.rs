@@ -66,10 +66,11 @@ impl AfXdpPorts {
         let netlink = Netlink::connect()?;
         let uplink = links::link(&netlink, &config.uplink)?;
         let chunk_size = chunk_size(&uplink)?;
+        let mut loader = SteeringLoader::new(config.when_unbound);
         let mut sockets = Sockets {
             lanes: Vec::new(),
             open: HashMap::new(),
-            loader: SteeringLoader::new(config.when_unbound),
+            pods: loader.load(Program::Pod)?,
             netlink,
             xdp_mode: config.xdp_mode,
             largest: chunk_size - HEADROOM - HEADER_LEN,
@@ -87,10 +88,10 @@ impl AfXdpPorts {
         let workers = config.workers as u32;
         let (host_end, mtu) = (&config.host_interface, uplink.mtu);
         let host = HostLink::open(&sockets.netlink, host_end, DATAPLANE_INTERFACE, workers, mtu)?;
-        let host_steering = sockets.open_sockets(HOST_PORT, &host.dataplane, Program::Pod, 512)?;
-        let host_mode = sockets.attach(HOST_PORT, &host.dataplane, host_steering)?;
+        let host_mode = sockets.open_pod(HOST_PORT, &host.dataplane, 512)?;
         tracing::info!(interface = DATAPLANE_INTERFACE, mode = host_mode, "host's port opened");
-        let uplink_steering = sockets.open_sockets(UPLINK_PORT, &uplink, Program::Uplink, 1024)?;
+        let mut uplink_steering = loader.load(Program::Uplink)?;
+        sockets.open(UPLINK_PORT, &uplink, Some(&mut uplink_steering), 1024)?;
 
         let fixed = [
             fixed_port(UPLINK_PORT, PortKind::Uplink, &uplink, uplink.mac, Mac::default()),
@@ -187,8 +188,7 @@ impl Ports for AfXdpPorts {
             links::set_up(&sockets.netlink, &link)?;
         }
         // What the default of the socket is: many pods share the memory.
-        let steering = sockets.open_sockets(id, &link, Program::Pod, 128)?;
-        let mode = sockets.attach(id, &link, steering)?;
+        let mode = sockets.open_pod(id, &link, 128)?;
         self.modes().insert(id, mode);
         Ok(Opened { mtu })
     }
@@ -201,16 +201,15 @@ impl Ports for AfXdpPorts {
 
     fn close(&self, id: PortId) {
         let mut sockets = self.sockets();
-        let Some(OpenLink { link, steering: Some(mut steering), .. }) = sockets.open.remove(&id) else {
-            return;
-        };
-        match steering.detach(&sockets.netlink, &link.name) {
+        let Some(OpenLink { link, .. }) = sockets.open.remove(&id) else { return };
+        let Sockets { pods, netlink, .. } = &mut *sockets;
+        match pods.detach(netlink, &link.name) {
             Ok(_) | Err(KernelError::NoInterface(_)) => {}
             Err(error) => {
                 tracing::warn!(interface = link.name, error = chain(&error), "its steering program stays");
             }
         }
-        sockets.close_sockets(id);
+        sockets.close_sockets(id, &link);
         self.modes().remove(&id);
     }
 
@@ -267,7 +266,8 @@ struct Sockets {
     /// One for each worker.
     lanes: Vec<Lane>,
     open: HashMap<PortId, OpenLink>,
-    loader: SteeringLoader,
+    /// The program of every interface but the uplink; [`Outside`] has that one's.
+    pods: steering::Steering,
     netlink: Netlink,
     xdp_mode: XdpMode,
     /// The largest IP packet that a chunk of the memory holds.
@@ -295,29 +295,38 @@ enum Worker {
 #[derive(Debug)]
 struct OpenLink {
     link: Link,
-    /// Its program; [`Outside`] has the uplink's.
-    steering: Option<steering::Steering>,
     zero_copy: bool,
 }
 
 impl Sockets {
-    /// Opens one socket for each worker, and has a program of the interface's own know them.
-    fn open_sockets(
+    /// Opens an interface that is not the uplink. Returns the mode in words.
+    fn open_pod(&mut self, id: PortId, link: &Link, fill_idle: u32) -> Result<String, PortError> {
+        self.open(id, link, None, fill_idle)?;
+        match self.pods.attach(&self.netlink, &link.name, self.xdp_mode) {
+            Ok(mode) => Ok(mode_text(mode, self.open[&id].zero_copy)),
+            Err(error) => {
+                self.open.remove(&id);
+                self.close_sockets(id, link);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Opens one socket for each worker, and has a program know them: that of the uplink, or that of all the others.
+    fn open(
         &mut self,
         id: PortId,
         link: &Link,
-        program: Program,
+        uplink: Option<&mut steering::Steering>,
         fill_idle: u32,
-    ) -> Result<steering::Steering, PortError> {
-        let mut steering = self.loader.load(program)?;
-        match self.open_lanes(id, link, &mut steering, fill_idle) {
+    ) -> Result<(), PortError> {
+        match self.open_lanes(id, link, uplink, fill_idle) {
             Ok(zero_copy) => {
-                let open = OpenLink { link: link.clone(), steering: None, zero_copy };
-                self.open.insert(id, open);
-                Ok(steering)
+                self.open.insert(id, OpenLink { link: link.clone(), zero_copy });
+                Ok(())
             }
             Err(error) => {
-                self.close_sockets(id);
+                self.close_sockets(id, link);
                 Err(error)
             }
         }
@@ -327,9 +336,10 @@ impl Sockets {
         &mut self,
         id: PortId,
         link: &Link,
-        steering: &mut steering::Steering,
+        uplink: Option<&mut steering::Steering>,
         fill_idle: u32,
     ) -> Result<bool, PortError> {
+        let steering = uplink.unwrap_or(&mut self.pods);
         let mut zero_copy = true;
         for (queue, lane) in self.lanes.iter_mut().enumerate() {
             let config = XskConfig {
@@ -339,39 +349,21 @@ impl Sockets {
                 ..XskConfig::new(&link.name, queue as u32)
             };
             let port = lane.memory.open(&config)?;
-            steering.bind(queue as u32, &port)?;
+            steering.bind(link.index, queue as u32, &port)?;
             zero_copy &= port.zero_copy();
             lane.add(id, port)?;
         }
         Ok(zero_copy)
     }
 
-    /// Has the program of an open interface steer. Returns the mode in words.
-    fn attach(
-        &mut self,
-        id: PortId,
-        link: &Link,
-        mut steering: steering::Steering,
-    ) -> Result<String, PortError> {
-        match steering.attach(&self.netlink, &link.name, self.xdp_mode) {
-            Ok(mode) => {
-                let open = self.open.get_mut(&id).expect("its sockets have just been opened");
-                open.steering = Some(steering);
-                Ok(mode_text(mode, open.zero_copy))
-            }
-            Err(error) => {
-                self.open.remove(&id);
-                self.close_sockets(id);
-                Err(error.into())
-            }
-        }
-    }
-
-    fn close_sockets(&mut self, id: PortId) {
+    fn close_sockets(&mut self, id: PortId, link: &Link) {
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             if let Err(error) = lane.remove(id) {
                 tracing::error!(worker = index, port = id, error = chain(&error), "its socket is not closed");
             }
+        }
+        if let Err(error) = self.pods.release(link.index) {
+            tracing::error!(interface = link.name, error = chain(&error), "its place is not free");
         }
     }
 

@@ -25,7 +25,7 @@ struct AfXdp {
     taps: Vec<Tap>,
     worker: WorkerHandle<XskPort, Engine>,
     _memory: XskMemory,
-    _steering: Vec<Steering>,
+    _steering: Steering,
     _lab: Lab,
 }
 
@@ -54,19 +54,18 @@ impl AfXdp {
                 let (mut memory, pool) = XskMemory::new(4096, 2048).unwrap();
                 let worker = WorkerHandle::start(WorkerConfig::new(0), engine, pool).unwrap();
                 let mut loader = SteeringLoader::new(WhenUnbound::Drop);
-                let mut programs = Vec::new();
+                // Everything to the socket, also on the uplink: what is not ours is the path's to say here.
+                let mut steering = loader.load(Program::Pod).unwrap();
                 for id in PORTS {
                     let name = format!("p{id}");
                     links::offloads_off(&name).unwrap();
                     let port = memory.open(&XskConfig::new(&name, 0)).unwrap();
-                    // Everything to the socket, also on the uplink: what is not ours is the path's to say here.
-                    let mut steering = loader.load(Program::Pod).unwrap();
-                    steering.bind(0, &port).unwrap();
+                    let index = links::link(&netlink, &name).unwrap().index;
+                    steering.bind(index, 0, &port).unwrap();
                     worker.add_port(id, port).unwrap().unwrap();
                     assert_eq!(steering.attach(&netlink, &name, mode).unwrap(), mode);
-                    programs.push(steering);
                 }
-                (worker, memory, programs)
+                (worker, memory, steering)
             })
             .unwrap();
         AfXdp { control, taps: taps.into(), worker, _memory: memory, _steering: steering, _lab: lab }
