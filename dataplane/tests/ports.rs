@@ -83,7 +83,7 @@ fn all_pods_share_one_program_which_a_restart_replaces() {
     with_node(|node| {
         let pods: Vec<Attachment> = (0..20).map(pod).collect();
         for pod in &pods {
-            node.ip(&format!("link add {} up type veth peer name p{}", pod.interface, pod.mac.0[5]));
+            node.ip(&format!("link add {} up type veth peer name p{}", pod.interface, pod.mac[5]));
         }
         let programs = || -> BTreeSet<String> {
             let names = pods.iter().map(|pod| &*pod.interface).chain(["wirelane-dp"]);
