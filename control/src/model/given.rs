@@ -8,10 +8,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::{
-        core::v1::{
-            ContainerPort, NodeAddress, PodIP, ServiceSpec as FullServiceSpec,
-            ServiceStatus as FullServiceStatus,
-        },
+        core::v1::{ContainerPort, LoadBalancerStatus, NodeAddress, PodIP, ServiceSpec as FullServiceSpec},
         discovery::v1::{Endpoint, EndpointPort},
     },
     apimachinery::pkg::apis::meta::v1::Time,
@@ -124,7 +121,14 @@ pub(crate) struct PodStatus {
 pub(crate) struct Service {
     pub(super) metadata: Metadata,
     pub(super) spec: Option<FullServiceSpec>,
-    pub(super) status: Option<FullServiceStatus>,
+    pub(super) status: Option<ServiceStatus>,
+}
+
+/// Conditions among the rest may lack the times that their type requires, and the API server says so: `null`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub(crate) struct ServiceStatus {
+    pub(super) load_balancer: Option<LoadBalancerStatus>,
 }
 
 #[derive(Debug, Default, Deserialize)]

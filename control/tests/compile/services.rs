@@ -185,6 +185,16 @@ fn load_balancer_addresses_are_those_of_the_status() {
 }
 
 #[test]
+fn what_nobody_reads_of_a_status_may_say_anything() {
+    // As the API server gives a condition that somebody has patched without a time.
+    let conditions = "conditions: [{type: Mine, status: 'True', lastTransitionTime: null}]";
+    let status = format!("{conditions}, {}", ingress(&["192.0.2.1"]));
+    let compiled = Compiled::of(&(service("", "type: LoadBalancer", &status) + &slice(READY)));
+    assert_eq!(compiled.problems(), [""; 0]);
+    assert_eq!(frontends(&compiled.service("x/s").ports[0]).len(), 3);
+}
+
+#[test]
 fn ip_mode_proxy_addresses_are_not_captured() {
     let status = "loadBalancer: {ingress: [{ip: 192.0.2.1, ipMode: Proxy}, {ip: 192.0.2.2, ipMode: VIP}, {hostname: a.b}]}";
     let compiled = Compiled::of(&(service("", "type: LoadBalancer", status) + &slice(READY)));
