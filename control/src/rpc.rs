@@ -56,8 +56,17 @@ pub struct ControlService {
 
 /// A listening control socket. Its file goes with it.
 pub struct ControlSocket {
-    path: PathBuf,
     listener: UnixListener,
+    file: SocketFile,
+}
+
+/// The file of a socket, which goes with it.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        _ = fs::remove_file(&self.0);
+    }
 }
 
 impl ControlSocket {
@@ -75,8 +84,9 @@ impl ControlSocket {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path)?;
+        let file = SocketFile(path.to_owned());
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        Ok(Self { path: path.to_owned(), listener })
+        Ok(Self { listener, file })
     }
 
     /// Answers until `end` comes to pass; calls under way are finished.
@@ -88,17 +98,15 @@ impl ControlSocket {
         service: ControlService,
         end: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
-        let path = self.path.clone();
-        let connections = UnixListenerStream::new(self.listener).filter(|connection| match connection {
+        let Self { listener, file: _file } = self;
+        let connections = UnixListenerStream::new(listener).filter(|connection| match connection {
             Ok(stream) => is_trusted(stream),
             Err(_) => true,
         });
-        let served = Server::builder()
+        Server::builder()
             .add_service(ControlServer::new(service))
             .serve_with_incoming_shutdown(connections, end)
-            .await;
-        _ = fs::remove_file(path);
-        served
+            .await
     }
 }
 
@@ -305,5 +313,21 @@ fn status(error: AttachError) -> Status {
         AttachError::Dataplane(_) | AttachError::NotLive(_) | AttachError::Ended(_) => {
             Status::unavailable(message)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_served_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert!(ControlSocket::bind(&path).is_err(), "there is one already");
+        assert!(path.exists());
+        drop(socket);
+        assert!(!path.exists());
     }
 }

@@ -46,6 +46,9 @@ struct Setting {
 /// What the manifests say unless told otherwise.
 const IMAGE: &str = concat!("localhost/wirelane:", env!("CARGO_PKG_VERSION"));
 
+/// What the dataplane asks for in `dataplane.yaml`: a core for each worker.
+const CORES: &str = "cpu: \"2\"\n";
+
 const KUSTOMIZATION: (&str, &str) =
     ("kustomization.yaml", include_str!("../../../../control/deploy/kustomization.yaml"));
 /// In the order in which they are applied; the configuration comes after the first.
@@ -69,8 +72,9 @@ pub fn run(install: &Install) -> Result<String> {
     // As the daemons will read them: what they refuse is refused here.
     ControlConfig::parse(Path::new(CONTROL.0), &control)?;
     let dataplane = configured(DATAPLANE, &install.dataplane)?;
-    DataplaneConfig::parse(Path::new(DATAPLANE.0), &dataplane)?;
-    let manifests = MANIFESTS.map(|(name, text)| (name, with_image(text)));
+    let workers = DataplaneConfig::parse(Path::new(DATAPLANE.0), &dataplane)?.workers;
+    let manifests = MANIFESTS
+        .map(|(name, text)| (name, with_image(text).replace(CORES, &format!("cpu: \"{workers}\"\n"))));
 
     let Some(folder) = &install.out else {
         let map = config_map(&[(CONTROL.0, &control), (DATAPLANE.0, &dataplane)]);
@@ -193,6 +197,7 @@ mod tests {
             .unwrap();
         assert!(!text.contains(&format!("image: {IMAGE}")));
         assert_eq!(text.matches("image: registry.example/wirelane:2\n").count(), 3);
+        assert!(text.contains("            requests:\n              cpu: \"4\"\n"), "a core for each worker");
         for line in
             ["    uplink = \"ens3\"", "    workers = 4", "    [masquerade]", "    except = [\"10.0.0.0/8\"]"]
         {
