@@ -481,7 +481,7 @@ fn the_host_link_is_made_adopted_and_kept_in_step() {
         };
         let with = |ports: &[LoopbackPort]| HostRoutes {
             loopback: ports.iter().copied().collect(),
-            ..routes(&["10.244.7.1"], &["10.244.0.0/16"])
+            ..routes(&["10.244.7.1"], &["10.244.0.0/16", "fd00:96::/112"])
         };
         let pods = [[10, 244, 7, 9], [10, 244, 7, 10]].map(Ipv4Addr::from);
         adopted.sync(&netlink, &with(&[pod(53, pods[0]), pod(54, pods[1])])).unwrap();

@@ -84,8 +84,10 @@ fn what_the_api_server_has_becomes_tables_and_stays_while_it_is_away() {
     process.api.compact();
     process.api.come_back();
     until("what happened meanwhile is known", || pods(&process) == ["x/b"]);
-    let standing = process.status().standing.unwrap();
-    assert!(standing.connected && standing.relist.contains("too old resource version"), "{standing:?}");
+    // Each kind is followed by itself.
+    let standing = || process.status().standing.unwrap();
+    until("everything is followed again", || standing().connected);
+    assert!(standing().relist.contains("too old resource version"), "{:?}", standing());
 }
 
 #[test]
