@@ -57,12 +57,12 @@ pub(super) fn sync(host: &str, gateway: Ipv4Addr, ports: &BTreeSet<LoopbackPort>
     for port in ports {
         change
             .rule(OUTPUT)
-            .is_to(*port.at.ip())
-            .is_protocol(port.protocol)
-            .is_to_port(port.at.port())
+            .destination(*port.at.ip())
+            .protocol(port.protocol)
+            .destination_port(port.at.port())
             .translate(DNAT, *port.to.ip(), Some(port.to.port()));
     }
-    change.rule(POSTROUTING).leaves_by(host).is_from_loopback().translate(SNAT, gateway, None);
+    change.rule(POSTROUTING).leaves_by(host).loopback_source().translate(SNAT, gateway, None);
     change.commit().map_err(|source| KernelError::Io {
         what: "have the kernel translate host ports at loopback addresses (nftables)".into(),
         source,
@@ -157,21 +157,21 @@ const FIRST: u32 = Registers::Reg1 as u32;
 const SECOND: u32 = Registers::Reg2 as u32;
 
 impl Rule<'_> {
-    fn is_to(self, address: Ipv4Addr) -> Self {
+    fn destination(self, address: Ipv4Addr) -> Self {
         self.field(PayloadBase::NetworkHeader, 16, 4).is(&address.octets())
     }
 
     /// 127.0.0.0/8.
-    fn is_from_loopback(self) -> Self {
+    fn loopback_source(self) -> Self {
         self.field(PayloadBase::NetworkHeader, 12, 1).is(&[127])
     }
 
-    fn is_protocol(self, protocol: u8) -> Self {
+    fn protocol(self, protocol: u8) -> Self {
         self.meta(MetaKeys::L4Proto).is(&[protocol])
     }
 
     /// The destination port is in the same place for TCP, UDP and SCTP.
-    fn is_to_port(self, port: u16) -> Self {
+    fn destination_port(self, port: u16) -> Self {
         self.field(PayloadBase::TransportHeader, 2, 2).is(&port.to_be_bytes())
     }
 
