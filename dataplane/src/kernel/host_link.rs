@@ -97,7 +97,8 @@ impl HostLink {
         Ok(pair)
     }
 
-    /// Makes the addresses and routes of the kernel's end be `wanted`, changing only what differs.
+    /// Makes the addresses and routes of the kernel's end be `wanted`, changing only what differs. The host ports at loopback
+    /// addresses are [`HostLink::sync_loopback`]'s.
     ///
     /// # Errors
     /// When the kernel refuses a change, or has a route of somebody else's for the same prefix.
@@ -142,13 +143,35 @@ impl HostLink {
         }
 
         node_ports::sync(netlink, &self.host, &wanted.gateways, &wanted.own)?;
-        self.sync_loopback(wanted)?;
 
         // Last, because a route that names an address as its source goes with it.
         for address in &addresses - &wanted.gateways {
             self.delete_address(netlink, address)?;
         }
         Ok(())
+    }
+
+    /// Makes the host ports at loopback addresses be `wanted`'s. The kernel waits for its processors even if nothing
+    /// changes, so this is for when something does.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or lacks nftables and its translation.
+    pub fn sync_loopback(&self, wanted: &HostRoutes) -> Result<(), KernelError> {
+        let route_localnet = |value| sysctl(&format!("ipv4/conf/{}/route_localnet", self.host.name), value);
+        let gateway = wanted.gateways.iter().find_map(|gateway| match gateway {
+            IpAddr::V4(gateway) => Some(*gateway),
+            IpAddr::V6(_) => None,
+        });
+        match gateway {
+            Some(gateway) if !wanted.loopback.is_empty() => {
+                route_localnet("1")?;
+                loopback::sync(&self.host.name, gateway, &wanted.loopback)
+            }
+            _ => {
+                loopback::remove()?;
+                route_localnet("0")
+            }
+        }
     }
 
     /// Takes the pair away, and with it all addresses and routes.
@@ -159,19 +182,6 @@ impl HostLink {
         node_ports::remove_all(netlink)?;
         loopback::remove()?;
         delete(netlink, &self.host.name)
-    }
-
-    fn sync_loopback(&self, wanted: &HostRoutes) -> Result<(), KernelError> {
-        let gateway = wanted.gateways.iter().find_map(|gateway| match gateway {
-            IpAddr::V4(gateway) => Some(*gateway),
-            IpAddr::V6(_) => None,
-        });
-        let Some(gateway) = gateway.filter(|_| !wanted.loopback.is_empty()) else {
-            loopback::remove()?;
-            return sysctl(&format!("ipv4/conf/{}/route_localnet", self.host.name), "0");
-        };
-        sysctl(&format!("ipv4/conf/{}/route_localnet", self.host.name), "1")?;
-        loopback::sync(&self.host.name, gateway, &wanted.loopback)
     }
 
     fn delete_address(&self, netlink: &Netlink, address: IpAddr) -> Result<(), KernelError> {

@@ -18,7 +18,7 @@ use netlink_bindings::nftables::{
     Chained, CmpOps, MetaKeys, Nfgenmsg, PayloadBase, PushExprListAttrs, PushRuleAttrs, Registers,
 };
 use netlink_bindings::utils::RequestBuf;
-use netlink_socket2::{NetlinkSocket, ReplyError};
+use netlink_socket2::NetlinkSocket;
 
 use super::KernelError;
 use crate::tables::LoopbackPort;
@@ -40,15 +40,11 @@ const DNAT: u32 = 1;
 /// Of the messages around a transaction: NFNL_SUBSYS_NFTABLES.
 const SUBSYSTEM: u16 = 10;
 
-/// Has the kernel translate what the node's processes send to these ports, through the link `host`, and nothing else. An
-/// empty set leaves nothing of it.
+/// Has the kernel translate what the node's processes send to these ports, through the link `host`, and nothing else.
 ///
 /// # Errors
 /// When the kernel refuses, or lacks nftables and its translation.
 pub(super) fn sync(host: &str, gateway: Ipv4Addr, ports: &BTreeSet<LoopbackPort>) -> Result<(), KernelError> {
-    if ports.is_empty() {
-        return remove();
-    }
     let mut change = Change::new();
     // The kernel takes a transaction as a whole: nobody meets the table half made.
     change.replace_table();
@@ -133,8 +129,7 @@ impl Change {
     fn commit(mut self) -> io::Result<()> {
         self.requests.request().op_batch_end_do(&around());
         let requests = self.requests.finalize();
-        let said = self.socket.request_chained(&requests).map_err(ReplyError::from);
-        said.and_then(|mut said| said.recv_all()).map_err(io::Error::from)
+        Ok(self.socket.request_chained(&requests)?.recv_all()?)
     }
 }
 

@@ -485,11 +485,17 @@ impl Outside {
     }
 
     fn route(&mut self, routes: &HostRoutes) -> Result<(), PortError> {
-        if self.routes.as_ref() != Some(routes) {
-            self.routes = None;
-            self.host.sync(&self.netlink, routes)?;
-            self.routes = Some(routes.clone());
+        if self.routes.as_ref() == Some(routes) {
+            return Ok(());
         }
+        let before = self.routes.take();
+        self.host.sync(&self.netlink, routes)?;
+        let is_same =
+            |before: HostRoutes| before.gateways == routes.gateways && before.loopback == routes.loopback;
+        if !before.is_some_and(is_same) {
+            self.host.sync_loopback(routes)?;
+        }
+        self.routes = Some(routes.clone());
         Ok(())
     }
 }
