@@ -7,15 +7,13 @@ use wirelane::{
         Namespace,
         plan::{CLIENT, NODE1, NODE2},
     },
-    traffic::serve,
+    traffic::{Answer, serve},
 };
 use wirelane_tests::privileged;
 
 use crate::{
     bed::{Bed, PATIENCE, Shape, ask, ask_udp, assert_refused, pairs},
-    objects::{
-        ALL, ANSWERS, FAR, GUEST, HTTP, NAMESPACE, NEAR, OTHER, PodPlan, ServicePlan, TO_FAR, TO_NEAR,
-    },
+    objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NAMESPACE, NEAR, OTHER, ServicePlan, TO_FAR, TO_NEAR},
     probe::{Probe, What},
 };
 
@@ -134,9 +132,7 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
             assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
             assert_eq!(ask_udp(host, server), name, "{server}");
             // From a socket that is bound to the very address.
-            let (url, bound) = (format!("http://{server}/"), node.to_string());
-            let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
-            let answer: wirelane::traffic::Answer = said.unwrap().parse().unwrap();
+            let answer = ask_from(host, node, server);
             assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
         }
         // Between the two of one rule (tests of `kernel::node_ports`), and nobody's: the node's own.
@@ -161,6 +157,13 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
     }
 }
 
+/// Who answers a socket of the node that is bound to an address.
+fn ask_from(host: &Namespace, bound: IpAddr, server: SocketAddr) -> Answer {
+    let (bound, url) = (bound.to_string(), format!("http://{server}/"));
+    let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
+    said.unwrap().parse().unwrap()
+}
+
 /// What a kubelet has dropped (`KUBE-FIREWALL`): what goes to loopback addresses from elsewhere, but for what is translated.
 const KUBELET: &str = "table ip kubelet {
     chain output {
@@ -178,9 +181,6 @@ fn the_node_reaches_host_ports_at_its_loopback_address() {
     let host = bed.node1.namespace();
     host.run("nft", [KUBELET]).unwrap();
     let [node, _] = NODE1.addresses();
-    let with_port = |pod: PodPlan, ports: &str| {
-        pod.manifest().replace("image: test}", &format!("image: test, ports: [{ports}]}}"))
-    };
     let port = |more: &str| format!("{{containerPort: {ANSWERS}, {more}}}");
     // Three with one number, by address and protocol.
     let near = [
@@ -189,9 +189,9 @@ fn the_node_reaches_host_ports_at_its_loopback_address() {
         port("hostPort: 8444, protocol: UDP"),
     ];
     let pods = [
-        with_port(NEAR, &near.join(", ")),
-        with_port(OTHER, &port(&format!("hostPort: 8443, hostIP: {node}"))),
-        with_port(GUEST, &port("hostPort: 8443, hostIP: 127.0.0.1, protocol: UDP")),
+        NEAR.manifest_with(&near),
+        OTHER.manifest_with(&[port(&format!("hostPort: 8443, hostIP: {node}"))]),
+        GUEST.manifest_with(&[port("hostPort: 8443, hostIP: 127.0.0.1, protocol: UDP")]),
         FAR.manifest(),
     ];
     let pods = pods.concat();
@@ -202,19 +202,16 @@ fn the_node_reaches_host_ports_at_its_loopback_address() {
         let answer = ask(host, local(port));
         assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (NEAR.name, gateway), "{port}");
         // From a socket that is bound to the node's address.
-        let (url, bound) = (format!("http://{}/", local(port)), node.to_string());
-        let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]).unwrap();
-        let answer: wirelane::traffic::Answer = said.parse().unwrap();
+        let answer = ask_from(host, node, local(port));
         assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (NEAR.name, node), "{port}");
     }
     assert_eq!(ask_udp(host, local(8443)), GUEST.name);
     assert_eq!(ask_udp(host, local(8444)), NEAR.name);
     assert_eq!(ask(host, SocketAddr::new(node, 8443)).name, OTHER.name);
     assert_eq!(ask(&bed.client, SocketAddr::new(node, 8443)).name, OTHER.name);
-    // A dataplane that begins anew finds what is there.
     assert!(host.run("nft", ["list table ip wirelane"]).is_ok());
 
-    // Somebody else's is the port from now on.
+    // What follows the last host port is as it was before the first.
     bed.apply("pods.yaml", &pods.replace("8444}", "8445}"));
     assert_eq!(ask(host, local(8445)).name, NEAR.name);
     assert_refused(host, local(8444));

@@ -78,6 +78,11 @@ impl PodPlan {
             node = node.name
         )
     }
+
+    /// The same, with these ports of its container.
+    pub fn manifest_with(&self, ports: &[String]) -> String {
+        self.manifest().replace("image: test}", &format!("image: test, ports: [{}]}}", ports.join(", ")))
+    }
 }
 
 impl ServicePlan {

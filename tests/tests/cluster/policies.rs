@@ -102,9 +102,8 @@ fn selectors_ports_and_blocks_hold_between_real_sockets() {
     near(ANSWERS).into_iter().for_each(|near| assert_refused(bed.pod(OTHER), near));
 
     // Ports: by name, of one protocol, and in a range.
-    let named = [NEAR, OTHER, GUEST, FAR].map(|pod| pod.manifest()).concat();
-    let ports = "image: test, ports: [{name: answers, containerPort: 8080}]}";
-    bed.apply("pods.yaml", &named.replace("image: test}", ports));
+    let ports = ["{name: answers, containerPort: 8080}".to_owned()];
+    bed.apply("pods.yaml", &[NEAR, OTHER, GUEST, FAR].map(|pod| pod.manifest_with(&ports)).concat());
     for rule in ["{ports: [{port: answers}]}", "{ports: [{port: 8000, endPort: 8080}]}"] {
         into_near(rule);
         for (open, closed) in near(ANSWERS).into_iter().zip(near(SWALLOWS)) {

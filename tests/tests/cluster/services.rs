@@ -136,9 +136,7 @@ fn a_host_port_leads_to_its_pod() {
     };
     let ports = ["TCP", "UDP"]
         .map(|protocol| format!("{{containerPort: {ANSWERS}, hostPort: 8443, protocol: {protocol}}}"));
-    let with_ports =
-        NEAR.manifest().replace("image: test}", &format!("image: test, ports: [{}]}}", ports.join(", ")));
-    bed.apply("pods.yaml", &pods(&with_ports));
+    bed.apply("pods.yaml", &pods(&NEAR.manifest_with(&ports)));
     for (index, node) in NODE1.addresses().into_iter().enumerate() {
         let server = SocketAddr::new(node, 8443);
         let answer = ask(&bed.client, server);
