@@ -580,8 +580,8 @@ impl State {
         if let Some(Object::LocalNode(node)) = self.builder.object(&ObjectKey::LocalNode).map(AsRef::as_ref) {
             routes.gateways.extend(node.gateways().map(std::net::IpAddr::from));
             routes.own.addresses.extend(steering.node_addresses.iter().copied().map(std::net::IpAddr::from));
-            routes.loopback.extend(&steering.loopback);
             routes.own.ports.extend(steering.node_ports.iter().map(|(port, protocol)| (*protocol, *port)));
+            routes.loopback.extend(&steering.loopback);
         }
         routes
     }

@@ -6,9 +6,9 @@
  *   steer_pod     everything goes to the socket of the queue that it came in by
  *   steer_uplink  what is ours goes there, the rest to the kernel
  *
- * Loaded and fed by src/kernel/steering.rs: one steer_pod for the host's port and all pods, since the kernel waits for all
- * its processors whenever it meets a new program (bpf_dispatcher_change_prog). It says as little as it can about packets: whoever
- * receives them parses them again. So in doubt a frame passes to the kernel, which loses nothing by it.
+ * Loaded and fed by src/kernel/steering.rs: one steer_pod for the host's port and all pods, since the kernel waits for
+ * all its processors whenever it meets a new program (bpf_dispatcher_change_prog). It says as little as it can about
+ * packets: whoever receives them parses them again. So in doubt a frame passes to the kernel, which loses nothing by it.
  */
 
 typedef unsigned char __u8;

@@ -193,9 +193,10 @@ fn backends<'a>(
 fn externals(service: Option<&Service>) -> impl Iterator<Item = External> + '_ {
     let ports = service.into_iter().flat_map(|service| &service.ports);
     ports.flat_map(|port| {
-        let outside = port.frontends.iter().filter(|frontend| frontend.kind != FrontendKind::ClusterIp);
-        let outside =
-            outside.filter(|frontend| !frontend.address.is_some_and(|address| address.is_loopback()));
+        let outside = port.frontends.iter().filter(|frontend| {
+            frontend.kind != FrontendKind::ClusterIp
+                && !frontend.address.is_some_and(|address| address.is_loopback())
+        });
         outside.map(|frontend| (frontend.address, frontend.port, port.proto))
     })
 }
