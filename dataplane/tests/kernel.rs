@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use etherparse::{Ethernet2Header, IpFragOffset, Ipv4Header, PacketBuilder};
-use support::{Namespace, eventually, privileged, retried, run};
+use support::{Namespace, eventually, privileged, retried, run, within};
 use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::io::Port;
 use wirelane_dataplane::io::frame::FramePool;
@@ -607,5 +607,54 @@ fn neighbours_and_routes_of_the_uplink_are_followed() {
     eventually("the new MAC is learned", || shared.neighbours.mac(numbers[0]) == Some([2, 0, 0, 0, 0, 0x77]));
     node.ip("neigh del 192.0.2.9 dev uplink");
     eventually("the neighbour is forgotten", || shared.neighbours.mac(numbers[0]).is_none());
+    drop(follower);
+}
+
+/// The kernel sees nothing of what workers send: it would take their neighbours for unused, and lose them.
+#[test]
+fn a_neighbour_that_workers_use_outlives_the_kernels_tidying() {
+    if !privileged() {
+        return;
+    }
+    let [node, outside] = ["node", "outside"].map(Namespace::new);
+    node.veth("uplink", &outside, "eth0", 1);
+    node.addresses("uplink", &["192.0.2.1/16"]);
+    outside.addresses("eth0", &["192.0.2.8/16", "192.0.2.9/16"]);
+    // It is tidy only when it has many.
+    let others: Vec<String> = (0..200).map(|n| format!("192.0.3.{n}")).collect();
+    for other in &others {
+        node.ip(&format!("neigh add {other} lladdr 02:00:00:00:00:01 nud permanent dev uplink"));
+    }
+    let shared = Shared::new(&Sizes { workers: 1, flows_v4: 1024, flows_v6: 1024, seed: 1 }).unwrap();
+    let follower = node.run(|| {
+        std::fs::write("/proc/sys/net/ipv4/neigh/uplink/gc_stale_time", "1").unwrap();
+        let uplink = links::link(&Netlink::connect().unwrap(), "uplink").unwrap();
+        Follower::start(&uplink, Arc::clone(&shared), |_| ()).unwrap()
+    });
+    let mac = outside.run(|| links::link(&Netlink::connect().unwrap(), "eth0").unwrap().mac);
+    let [used, unused] = ["192.0.2.8", "192.0.2.9"].map(|text| Addr::from(text.parse::<IpAddr>().unwrap()));
+    let lladdr = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let stale = |address: Addr| {
+        shared.neighbours.learn(address, mac);
+        shared.neighbours.sweep();
+        node.ip(&format!("neigh add {} lladdr {lladdr} nud stale dev uplink", IpAddr::from(address)));
+    };
+    stale(used);
+    stale(unused);
+    let number = shared.neighbours.number(&used).unwrap();
+    let state = |address: Addr| node.ip(&format!("neigh show {} dev uplink", IpAddr::from(address)));
+    let is_never_missed = || assert_eq!(shared.neighbours.mac(number), Some(mac));
+    is_never_missed();
+    assert!(state(used).contains("STALE") && state(unused).contains("STALE"));
+    // It comes every half of `base_reachable_time`.
+    within(Duration::from_secs(40), "the kernel has tidied up", || {
+        is_never_missed();
+        state(unused).is_empty()
+    });
+    assert!(!shared.neighbours.is_used(&unused));
+    eventually("the kernel has asked again for the one that is used", || {
+        is_never_missed();
+        state(used).contains("REACHABLE")
+    });
     drop(follower);
 }

@@ -85,7 +85,7 @@ impl Follower {
             index: uplink.index,
             handle,
             shared,
-            asked: HashSet::new(),
+            stale: HashSet::new(),
             current: UplinkRoutes::default(),
             routes,
         };
@@ -124,9 +124,9 @@ struct Following<F> {
     index: u32,
     handle: Handle,
     shared: Arc<Shared>,
-    /// Addresses that workers have missed. The kernel sends nothing to them itself, and so would not notice
-    /// when they are gone: it is asked again whenever it has become unsure of them.
-    asked: HashSet<IpAddr>,
+    /// Addresses that the kernel is unsure of, and that no worker has used lately. The kernel does not see what workers
+    /// send, and so would neither notice when they are gone nor keep them: it is asked as soon as they are used.
+    stale: HashSet<IpAddr>,
     current: UplinkRoutes,
     routes: F,
 }
@@ -168,7 +168,7 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
                     Ok(())
                 }
                 () = tokio::time::sleep_until(sweep) => {
-                    self.shared.neighbours.sweep();
+                    self.sweep().await;
                     sweep = Instant::now() + SWEEP;
                     Ok(())
                 }
@@ -197,10 +197,7 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
                 self.neighbour(&neighbour).await;
             }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(neighbour)) => {
-                if let Some((address, _)) = self.on_uplink(&neighbour) {
-                    self.shared.neighbours.forget(Addr::from(address));
-                    self.asked.remove(&address);
-                }
+                self.neighbour_has_gone(&neighbour).await;
             }
             NetlinkPayload::InnerMessage(
                 RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_),
@@ -220,35 +217,70 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
         match (neighbour.header.state, mac) {
             (NeighbourState::Failed, _) => {
                 self.shared.neighbours.forget(Addr::from(address));
-                self.asked.remove(&address);
+                self.stale.remove(&address);
             }
             // Being asked for; what was known before, if anything, is neither confirmed nor refuted.
             (NeighbourState::Incomplete | NeighbourState::None, _) | (_, None) => {}
             (state, Some(mac)) => {
-                self.shared.neighbours.learn(Addr::from(address), mac);
-                if state == NeighbourState::Stale && self.asked.contains(&address) {
-                    self.ask(address).await;
+                let addr = Addr::from(address);
+                self.shared.neighbours.learn(addr, mac);
+                self.stale.remove(&address);
+                if state == NeighbourState::Stale {
+                    if self.shared.neighbours.is_used(&addr) {
+                        self.ask(address).await;
+                    } else {
+                        self.stale.insert(address);
+                    }
                 }
             }
         }
+    }
+
+    /// The kernel has a neighbour no longer. Once it has more than `gc_thresh1` of them, in all network namespaces together,
+    /// it tidies away those that it has not used itself for a minute, however sure of them it is (`neigh_periodic_work`
+    /// in net/core/neighbour.c): what workers use stays, and is asked for before it is missed.
+    async fn neighbour_has_gone(&mut self, neighbour: &NeighbourMessage) {
+        let Some((address, _)) = self.on_uplink(neighbour) else { return };
+        let addr = Addr::from(address);
+        self.stale.remove(&address);
+        // Of one that does not answer, or whose link goes down, it says otherwise.
+        let is_tidied_away = matches!(
+            neighbour.header.state,
+            NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe
+        );
+        if !(is_tidied_away && self.shared.neighbours.is_used(&addr) && self.ask(address).await) {
+            self.shared.neighbours.forget(addr);
+        }
+    }
+
+    /// Once in a while.
+    async fn sweep(&mut self) {
+        let neighbours = &self.shared.neighbours;
+        for address in
+            self.stale.extract_if(|address| neighbours.is_used(&Addr::from(*address))).collect::<Vec<_>>()
+        {
+            self.ask(address).await;
+        }
+        self.shared.neighbours.sweep();
     }
 
     async fn ask_for_wanted(&mut self) {
         let mut wanted = Vec::new();
         self.shared.neighbours.take_wanted(|address| wanted.push(IpAddr::from(address)));
         for address in wanted {
-            self.asked.insert(address);
             self.ask(address).await;
         }
     }
 
-    /// Has the kernel do as if it were about to send something to the address.
-    async fn ask(&self, address: IpAddr) {
+    /// Has the kernel do as if it were about to send something to the address. Returns whether it does.
+    async fn ask(&self, address: IpAddr) -> bool {
         let request = self.handle.neighbours().add(self.index, address).replace();
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use);
-        if let Err(error) = request.execute().await {
+        let result = request.execute().await;
+        if let Err(error) = &result {
             tracing::warn!("asking for the neighbour {address}: {error}");
         }
+        result.is_ok()
     }
 
     /// Address and MAC of a neighbour, if it is one on the uplink.

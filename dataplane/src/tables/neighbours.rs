@@ -4,6 +4,8 @@
 //! An address has a place as long as anybody asks for it. Places whose MAC address is not known, and that nobody has
 //! asked for between two rounds of [`Neighbours::sweep`], are given to others: so whoever looks for neighbours that are not
 //! there fills the table for a moment at most. Who has a place's number notices: the number says whose turn it is.
+//! Of an address whose MAC is known the same mark says whether it is in use, which the kernel cannot know; workers write it
+//! once a round at most.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::wire::Addr;
@@ -108,17 +110,37 @@ impl Neighbours {
     /// The MAC address; if it is not known, it is asked for.
     #[inline(always)]
     pub fn mac(&self, number: u32) -> Option<Mac> {
-        let slot = &self.slots[place(number)];
-        let word = slot.mac.load(Ordering::Acquire);
-        if word & KNOWN != 0 && turn(word) == number >> 16 {
-            let [_, _, mac @ ..] = word.to_be_bytes();
-            return Some(mac);
+        let word = self.slots[place(number)].mac.load(Ordering::Acquire);
+        if word & (KNOWN | IDLE) == KNOWN && turn(word) == number >> 16 {
+            return Some(mac(word));
         }
-        if word & (KNOWN | WANTED) == 0 && turn(word) == number >> 16 {
+        self.mac_anew(number, word)
+    }
+
+    /// The same for the first time since a sweep.
+    #[cold]
+    fn mac_anew(&self, number: u32, word: u64) -> Option<Mac> {
+        let slot = &self.slots[place(number)];
+        if turn(word) != number >> 16 {
+            return None;
+        }
+        if word & KNOWN != 0 {
+            slot.mac.fetch_and(!IDLE, Ordering::AcqRel);
+            return Some(mac(word));
+        }
+        if word & WANTED == 0 {
             slot.mac.fetch_or(WANTED, Ordering::AcqRel);
             self.any_wanted.store(1, Ordering::Release);
         }
         None
+    }
+
+    /// Whether the MAC address of an address is known, and a worker has asked for it since the sweep before.
+    pub fn is_used(&self, addr: &Addr) -> bool {
+        self.others(addr, u32::MAX).any(|number| {
+            let word = self.slots[place(number)].mac.load(Ordering::Acquire);
+            word & (KNOWN | IDLE) == KNOWN && turn(word) == number >> 16
+        })
     }
 
     /// Whether the number is nobody's any more: its address has to be asked for anew.
@@ -132,10 +154,11 @@ impl Neighbours {
         let Some(number) = self.number(&addr) else { return };
         let [a, b, c, d, e, f] = mac;
         let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) | KNOWN;
-        self.change(number, |word| word & (TURN | KEPT) | mac);
+        // That it is heard of does not make it used.
+        self.change(number, |word| word & (TURN | KEPT | IDLE) | mac);
         // Two workers may have given it one each, while a third was taken away.
         self.others(&addr, number)
-            .for_each(|other| _ = self.change(other, |word| word & (TURN | KEPT) | mac));
+            .for_each(|other| _ = self.change(other, |word| word & (TURN | KEPT | IDLE) | mac));
     }
 
     /// What was known about an address holds no longer.
@@ -170,8 +193,8 @@ impl Neighbours {
         self.crowded.load(Ordering::Relaxed) != 0
     }
 
-    /// Takes the places away whose MAC address is not known, and that nobody has asked for since the sweep before. For one
-    /// thread at a time. Returns how many.
+    /// Takes the places away whose MAC address is not known, and that nobody has asked for since the sweep before; all others
+    /// count as unused from now on, until they are asked for. For one thread at a time. Returns how many.
     pub fn sweep(&self) -> usize {
         self.crowded.store(0, Ordering::Relaxed);
         let written = self.slots.iter().filter(|slot| slot.state.load(Ordering::Acquire) == WRITTEN);
@@ -205,11 +228,11 @@ impl Slot {
     /// Is given up if it was idle, and idle from now on otherwise. Returns whether it was given up.
     fn age(&self) -> bool {
         let word = self.mac.load(Ordering::Acquire);
-        if word & !(TURN | IDLE) != 0 {
+        if word & IDLE == 0 && word & WANTED == 0 {
+            let _ = self.mac.compare_exchange(word, word | IDLE, Ordering::AcqRel, Ordering::Relaxed);
             return false;
         }
-        if word & IDLE == 0 {
-            let _ = self.mac.compare_exchange(word, word | IDLE, Ordering::AcqRel, Ordering::Relaxed);
+        if word & (KNOWN | WANTED | KEPT) != 0 {
             return false;
         }
         if self.state.compare_exchange(WRITTEN, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_err() {
@@ -243,6 +266,12 @@ fn number(place: usize, slot: &Slot) -> u32 {
 #[inline(always)]
 fn place(number: u32) -> usize {
     number as usize & (CAPACITY - 1)
+}
+
+#[inline(always)]
+fn mac(word: u64) -> Mac {
+    let [_, _, mac @ ..] = word.to_be_bytes();
+    mac
 }
 
 #[inline(always)]
@@ -284,6 +313,27 @@ mod tests {
         assert_eq!(neighbours.mac(number), Some([2, 0, 0, 0, 0, 9]));
         neighbours.forget(addr);
         assert_eq!((neighbours.mac(number), wanted()), (None, vec![addr]));
+    }
+
+    #[test]
+    fn an_address_is_used_if_somebody_has_asked_since_the_sweep_before() {
+        let neighbours = Neighbours::default();
+        let (addr, mac) = (Addr::v4([192, 0, 2, 7]), [2, 0, 0, 0, 0, 9]);
+        let number = neighbours.number_for_good(&addr).unwrap();
+        assert!(!neighbours.is_used(&addr), "nothing is known of it");
+        neighbours.learn(addr, mac);
+        assert!(neighbours.is_used(&addr));
+        for _ in 0..2 {
+            neighbours.sweep();
+            assert!(!neighbours.is_used(&addr));
+            neighbours.learn(addr, mac);
+            assert!(!neighbours.is_used(&addr), "the kernel tells of it, too");
+            assert_eq!(neighbours.mac(number), Some(mac));
+            assert!(neighbours.is_used(&addr));
+        }
+        neighbours.sweep();
+        neighbours.forget(addr);
+        assert!(neighbours.mac(number).is_none() && !neighbours.is_used(&addr));
     }
 
     #[test]

@@ -215,8 +215,13 @@ fn any(like: SocketAddr) -> SocketAddr {
 }
 
 /// Waits until `condition` holds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    within(Duration::from_secs(5), what, condition);
+}
+
+/// As [`eventually`], of what takes its time.
+pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !condition() {
         assert!(Instant::now() < deadline, "it does not happen that {what}");
         std::thread::sleep(Duration::from_millis(5));
