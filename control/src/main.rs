@@ -18,7 +18,7 @@ use wirelane_control::{
     ipam::Ipam,
     pools::{NoStatus, Pools, StatusWriter},
     problem::Problems,
-    publish::{Publisher, Statuses},
+    publish::{self, Publisher, Statuses},
     push::{Desired, Pusher},
     reconcile::Reconciler,
     rpc::{ControlService, ControlSocket},
@@ -42,7 +42,7 @@ struct Arguments {
     /// Where the daemons' sockets are.
     #[arg(long, value_name = "DIR", default_value = "/run/wirelane")]
     runtime_dir: PathBuf,
-    /// Take away what a control process has left on its node: pods' links, and what it remembers. Then end.
+    /// Take away what a control process has left on its node: pods' links, what it remembers, and the node's condition. Then end.
     #[arg(long)]
     cleanup: bool,
 }
@@ -83,6 +83,13 @@ async fn run(
     if *is_cleanup {
         let links = cleanup::cleanup(&config.state_folder).await?;
         tracing::info!(links, "cleaned up");
+        // Last: all else is done without an API server.
+        if let Some(access) = config.kubernetes {
+            let taken = publish::take_back(access, &Patience::default(), &config.node).await;
+            taken.with_context(|| {
+                format!("the condition NetworkUnavailable of the node {} stays", config.node)
+            })?;
+        }
         return Ok(());
     }
     // Before anything can fail for it: a signal that comes early ends the process as one that comes late.

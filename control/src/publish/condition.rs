@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use hyper::Method;
 use k8s_openapi::jiff::{Timestamp, Unit};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -17,13 +17,18 @@ use tokio::{
 
 use super::Desk;
 use crate::{
-    api::{self, ApiError, code::NOT_FOUND, jitter},
+    api::{self, Access, ApiError, Connection, code::NOT_FOUND, jitter},
     model::{Key, Kind, Name},
     push::{Desired, Link},
+    source::kube::Patience,
 };
 
 /// Its name.
 const TYPE: &str = "NetworkUnavailable";
+/// What it says for its reason, by whether it is so.
+const REASONS: [&str; 2] = ["WirelaneIsUp", "WirelaneIsDown"];
+/// Of conditions this merges the one with a type, and leaves the kubelet's alone.
+const MERGE: &str = "application/strategic-merge-patch+json";
 /// How often to look at how things stand where nobody says that they changed.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often to see whether it still says what it is to say, about: a Node may be made anew.
@@ -88,26 +93,21 @@ impl Condition {
     }
 
     async fn put(&self, is_up: bool) -> Result<(), ApiError> {
-        let path = api::path(&Key { kind: Kind::Node, name: Name::new("", &*self.node) });
+        let path = path(&self.node);
         let node = self.desk.call("get nodes", api::get(&path, "application/json")).await?;
-        let (status, reason, message) = if is_up {
-            ("False", "WirelaneIsUp", "Wirelane's tables are live on every worker of this node")
+        let (status, message) = if is_up {
+            ("False", "Wirelane's tables are live on every worker of this node")
         } else {
-            (
-                "True",
-                "WirelaneIsDown",
-                "Wirelane's dataplane is away, or its tables are not what they are to be",
-            )
+            ("True", "Wirelane's dataplane is away, or its tables are not what they are to be")
         };
-        let conditions = node["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
-        let known = conditions.iter().find(|condition| condition["type"] == TYPE);
+        let reason = REASONS[usize::from(!is_up)];
+        let known = find(&node);
         if known.is_some_and(|known| known["status"] == status && known["reason"] == reason) {
             return Ok(());
         }
         let now = Timestamp::now().round(Unit::Second).unwrap_or_default().to_string();
         let since = known.filter(|known| known["status"] == status);
         let since = since.map_or_else(|| json!(now), |known| known["lastTransitionTime"].clone());
-        // Of conditions this merges the one with this type, and leaves the kubelet's alone.
         let change = json!({ "status": { "conditions": [{
             "type": TYPE,
             "status": status,
@@ -116,12 +116,40 @@ impl Condition {
             "lastHeartbeatTime": now,
             "lastTransitionTime": since,
         }] } });
-        let content = "application/strategic-merge-patch+json";
-        let request = api::send(Method::PATCH, &format!("{path}/status"), content, &change);
+        let request = api::send(Method::PATCH, &format!("{path}/status"), MERGE, &change);
         match self.desk.call("patch nodes/status", request).await {
             // Gone since it was looked at; its next form is looked at in its time.
             Err(error) if error.code() == Some(NOT_FOUND) => Ok(()),
             answer => answer.map(|_| tracing::info!(status, reason, "the condition of this node's network")),
         }
     }
+}
+
+/// Uninstalling: takes the condition off a node, if it is this project's.
+///
+/// # Errors
+/// When the API server does not answer, or does not allow it.
+pub async fn take_back(access: Access, patience: &Patience, node: &str) -> Result<(), ApiError> {
+    let (connection, path) = (Connection::new(access, patience.answer), path(node));
+    let take_back = async {
+        let node = connection.call(api::get(&path, "application/json")).await?;
+        if find(&node).is_none_or(|known| !REASONS.iter().any(|reason| known["reason"] == *reason)) {
+            return Ok(());
+        }
+        let change = json!({ "status": { "conditions": [{ "$patch": "delete", "type": TYPE }] } });
+        connection.call(api::send(Method::PATCH, &format!("{path}/status"), MERGE, &change)).await.map(drop)
+    };
+    match take_back.await {
+        // The node is gone itself.
+        Err(error) if error.code() == Some(NOT_FOUND) => Ok(()),
+        answer => answer,
+    }
+}
+
+fn path(node: &str) -> String {
+    api::path(&Key { kind: Kind::Node, name: Name::new("", node) })
+}
+
+fn find(node: &Value) -> Option<&Value> {
+    node["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == TYPE)
 }

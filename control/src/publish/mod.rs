@@ -15,7 +15,7 @@ use hyper::Request;
 use serde_json::Value;
 use tokio::sync::watch;
 
-pub use self::services::Statuses;
+pub use self::{condition::take_back, services::Statuses};
 use crate::{
     api::{
         Access, ApiError, Backoff, Connection,

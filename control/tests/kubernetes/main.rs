@@ -9,6 +9,7 @@ mod role;
 
 use serde_json::{Value, json};
 use wirelane_api_double::{Call, Order, Resource, Trouble, Verb};
+use wirelane_control::{publish, source::kube::Patience};
 use wirelane_proto::v1;
 
 use self::process::{Process, until};
@@ -88,6 +89,27 @@ fn what_the_api_server_has_becomes_tables_and_stays_while_it_is_away() {
     let standing = || process.status().standing.unwrap();
     until("everything is followed again", || standing().connected);
     assert!(standing().relist.contains("too old resource version"), "{:?}", standing());
+}
+
+#[test]
+fn uninstalling_takes_the_condition_off_the_node() {
+    let process = Process::start(&[node("n1", "192.0.2.1"), node("n2", "192.0.2.2")]);
+    until("the network is said to be up", || condition(&process) == ("False".into(), "WirelaneIsUp".into()));
+    let take_back = |node| process.block_on(publish::take_back(process.access(), &Patience::default(), node));
+    // A process that still runs says it again, but not at once.
+    take_back("n1").unwrap();
+    assert_eq!(condition(&process), Default::default());
+    let patches = || process.api.calls().iter().filter(|call| call.verb == Verb::Patch).count();
+    let before = patches();
+    // It is not there; it is somebody else's; there is no such node.
+    let mut foreign = node("n2", "192.0.2.2");
+    foreign["status"]["conditions"] =
+        json!([{ "type": "NetworkUnavailable", "status": "False", "reason": "OthersAreUp" }]);
+    process.api.apply(&foreign);
+    ["n1", "n2", "n3"].into_iter().for_each(|node| take_back(node).unwrap());
+    assert_eq!(patches(), before);
+    process.api.misbehave(Order::any(Verb::Get, 1, Trouble::Status(503, "not today", None)));
+    assert!(take_back("n1").unwrap_err().to_string().contains("not today"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use wirelane_api_double::ApiServer;
+use wirelane_control::api::Access;
 use wirelane_proto::v1::{self, control_client::ControlClient};
 
 use super::{
@@ -82,6 +83,15 @@ impl Process {
             let mut client = ControlClient::new(wirelane_proto::connect(&socket).await.ok()?);
             Some(client.control_status(v1::ControlStatusRequest {}).await.ok()?.into_inner())
         })
+    }
+
+    /// How it finds the API server.
+    pub fn access(&self) -> Access {
+        Access { kubeconfig: Some(self.folder.path().join("kubeconfig")), ..Access::default() }
+    }
+
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
 
     /// The names of what the dataplane holds of a kind.

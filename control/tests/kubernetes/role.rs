@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use wirelane_api_double::{Call, Resource, Verb};
 
+/// Of one, what is looked at.
 #[derive(Deserialize)]
 struct Document {
     kind: String,
@@ -22,7 +23,7 @@ struct Rule {
 
 /// Every request is one that the role allows.
 pub fn assert_allows(calls: &[Call]) {
-    let allowed = allowed();
+    let allowed = allowed(include_str!("../../deploy/rbac.yaml"));
     for call in calls {
         let asked = asked(call);
         assert!(allowed.contains(&asked), "{asked:?} is not in control/deploy/rbac.yaml: {call:?}");
@@ -35,8 +36,7 @@ fn asked(Call { verb, resource, of_status, .. }: &Call) -> (String, String, Stri
 }
 
 /// Group, resource and verb.
-fn allowed() -> BTreeSet<(String, String, String)> {
-    let text = include_str!("../../deploy/rbac.yaml");
+fn allowed(text: &str) -> BTreeSet<(String, String, String)> {
     let documents: Vec<Document> = serde_saphyr::from_multiple(text).unwrap();
     let rules =
         documents.into_iter().filter(|document| document.kind == "ClusterRole").flat_map(|role| role.rules);
@@ -51,25 +51,27 @@ fn allowed() -> BTreeSet<(String, String, String)> {
     allowed
 }
 
+/// What is asked by a verb of a resource, or of its status.
+fn ask(verb: Verb, resource: Resource, of_status: bool) -> (String, String, String) {
+    let [namespace, name, query] = Default::default();
+    asked(&Call { verb, resource, of_status, namespace, name, query })
+}
+
 #[test]
 fn the_role_allows_no_more_than_is_used() {
-    let call = |verb, resource, of_status| {
-        asked(&Call {
-            verb,
-            resource,
-            of_status,
-            namespace: String::new(),
-            name: String::new(),
-            query: String::new(),
-        })
-    };
     let mut used = BTreeSet::new();
     for resource in Resource::ALL.into_iter().filter(|resource| *resource != Resource::Events) {
-        used.extend([call(Verb::List, resource, false), call(Verb::Watch, resource, false)]);
+        used.extend([ask(Verb::List, resource, false), ask(Verb::Watch, resource, false)]);
     }
     for resource in [Resource::Nodes, Resource::Services] {
-        used.extend([call(Verb::Get, resource, false), call(Verb::Patch, resource, true)]);
+        used.extend([ask(Verb::Get, resource, false), ask(Verb::Patch, resource, true)]);
     }
-    used.extend([call(Verb::Create, Resource::Events, false), call(Verb::Patch, Resource::Events, false)]);
-    assert_eq!(allowed(), used);
+    used.extend([ask(Verb::Create, Resource::Events, false), ask(Verb::Patch, Resource::Events, false)]);
+    assert_eq!(allowed(include_str!("../../deploy/rbac.yaml")), used);
+}
+
+#[test]
+fn the_role_of_uninstalling_allows_to_take_the_condition_back() {
+    let used = [ask(Verb::Get, Resource::Nodes, false), ask(Verb::Patch, Resource::Nodes, true)];
+    assert_eq!(allowed(include_str!("../../deploy/cleanup.yaml")), used.into());
 }

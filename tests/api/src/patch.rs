@@ -7,7 +7,8 @@ pub(crate) fn merge(object: &mut Value, patch: &Value) {
     walk(object, patch, None);
 }
 
-/// Merges a patch into an object as Kubernetes does for its own types: conditions by their type, other lists whole.
+/// Merges a patch into an object as Kubernetes does for its own types: conditions by their type, which also takes them away
+/// (`$patch: delete`), other lists whole.
 pub(crate) fn merge_strategically(object: &mut Value, patch: &Value) {
     walk(object, patch, Some("conditions"));
 }
@@ -26,6 +27,10 @@ fn walk(object: &mut Value, patch: &Value, by_type: Option<&str>) {
         } else if by_type == Some(key) {
             let mut entries = object[key].as_array().cloned().unwrap_or_default();
             for entry in value.as_array().into_iter().flatten() {
+                if entry["$patch"] == "delete" {
+                    entries.retain(|known| known["type"] != entry["type"]);
+                    continue;
+                }
                 match entries.iter_mut().find(|known| known["type"] == entry["type"]) {
                     Some(known) => walk(known, entry, by_type),
                     None => entries.push(entry.clone()),
@@ -62,5 +67,9 @@ mod tests {
             {"type": "A", "status": "True"}, {"type": "B", "status": "False"}, {"type": "C", "status": "True"},
         ]});
         assert_eq!(object, expected);
+        merge_strategically(&mut object, &json!({"conditions": [{"$patch": "delete", "type": "B"}]}));
+        let names: Vec<_> =
+            object["conditions"].as_array().unwrap().iter().map(|known| &known["type"]).collect();
+        assert_eq!(names, ["A", "C"]);
     }
 }

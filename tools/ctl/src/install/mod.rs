@@ -204,7 +204,10 @@ mod tests {
             assert!(text.contains(&format!("{line}\n")), "{line} is not in {text}");
         }
         let cleanup = install(&["--cleanup", "--image", "registry.example/wirelane:2"]).unwrap();
-        assert_eq!(kinds(&cleanup), ["Namespace", "ConfigMap", "DaemonSet"]);
+        assert_eq!(
+            kinds(&cleanup),
+            ["Namespace", "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"]
+        );
         assert!(!cleanup.contains(IMAGE));
     }
 

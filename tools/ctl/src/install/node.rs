@@ -1,6 +1,7 @@
 //! `wirelane node`: what the DaemonSets do to a node's own folders, and undo.
 
 use std::{
+    fmt::Write,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -21,10 +22,13 @@ pub enum Node {
         #[arg(long, value_name = "FILE")]
         plugin: Option<PathBuf>,
     },
-    /// Take both away again.
+    /// Take both away again, and the daemons' folders if nothing is in them.
     Cleanup {
         #[command(flatten)]
         folders: Folders,
+        /// A folder of the daemons, on the host.
+        #[arg(long, value_name = "DIR", default_values = ["/run/wirelane", "/var/lib/wirelane"])]
+        daemons: Vec<PathBuf>,
     },
     /// Do nothing until told to end.
     #[command(hide = true)]
@@ -64,10 +68,16 @@ pub fn run(node: &Node) -> Result<String> {
             put(&folders.conflist(), CONFLIST.1.as_bytes(), 0o644)?;
             Ok(format!("{} and {} are in place\n", installed.display(), folders.conflist().display()))
         }
-        Node::Cleanup { folders } => {
-            remove(&folders.conflist())?;
-            remove(&folders.plugin())?;
-            Ok("the plugin and its configuration are gone\n".to_owned())
+        Node::Cleanup { folders, daemons } => {
+            remove(&folders.conflist(), |path| fs::remove_file(path))?;
+            remove(&folders.plugin(), |path| fs::remove_file(path))?;
+            let mut answer = "the plugin and its configuration are gone\n".to_owned();
+            for folder in daemons.iter().map(|folder| folders.on_host(folder)) {
+                if !remove(&folder, |path| fs::remove_dir(path))? {
+                    writeln!(answer, "{} stays: it is not empty", folder.display())?;
+                }
+            }
+            Ok(answer)
         }
         Node::Wait => {
             let mut signals = Signals::new(TERM_SIGNALS)?;
@@ -107,12 +117,14 @@ fn put(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     put().with_context(|| path.display().to_string())
 }
 
-fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
+/// Returns whether it is gone; a folder that is not empty stays.
+fn remove(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<bool> {
+    match remove(path) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| path.display().to_string())
         }
-        _ => Ok(()),
+        _ => Ok(true),
     }
 }
 
@@ -143,9 +155,15 @@ mod tests {
         let conflist = fs::read_to_string(host.path().join("etc/cni/net.d/10-wirelane.conflist")).unwrap();
         let conflist: serde_json::Value = serde_json::from_str(&conflist).unwrap();
         assert_eq!(conflist["plugins"][0]["type"], PLUGIN);
+        let (run_folder, state) = (host.path().join("run/wirelane"), host.path().join("var/lib/wirelane"));
+        [&run_folder, &state].into_iter().for_each(|folder| fs::create_dir_all(folder).unwrap());
+        fs::write(state.join("foreign"), "").unwrap();
+        let daemons = || vec!["/run/wirelane".into(), "/var/lib/wirelane".into()];
         for _ in 0..2 {
-            run(&Node::Cleanup { folders: folders() }).unwrap();
+            let answer = run(&Node::Cleanup { folders: folders(), daemons: daemons() }).unwrap();
+            assert!(answer.ends_with("var/lib/wirelane stays: it is not empty\n"), "{answer}");
         }
+        assert!(!run_folder.exists() && state.join("foreign").exists());
         let left = |folder: &str| fs::read_dir(host.path().join(folder)).unwrap().count();
         assert_eq!((left("opt/cni/bin"), left("etc/cni/net.d")), (0, 1));
     }
