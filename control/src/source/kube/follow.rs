@@ -193,7 +193,11 @@ impl<'a> Follow<'a> {
                 refused_since = None;
             }
             match ended {
-                Ended::Lost(why) => return Ok(why),
+                Ended::Lost(why) => {
+                    // It answers: whatever came before is over, and listing anew does not wait for as long as that grew to.
+                    self.backoff.reset();
+                    return Ok(why);
+                }
                 Ended::Over if begun.elapsed() >= self.patience.backoff.0 => {}
                 Ended::Over => sleep(self.backoff.next(None)).await,
                 Ended::Failed(error) => {
