@@ -69,12 +69,12 @@ pub fn run(node: &Node) -> Result<String> {
             Ok(format!("{} and {} are in place\n", installed.display(), folders.conflist().display()))
         }
         Node::Cleanup { folders, daemons } => {
-            remove(&folders.conflist(), |path| fs::remove_file(path))?;
-            remove(&folders.plugin(), |path| fs::remove_file(path))?;
+            remove(&folders.conflist(), fs::remove_file)?;
+            remove(&folders.plugin(), fs::remove_file)?;
             let mut answer = "the plugin and its configuration are gone\n".to_owned();
             for folder in daemons.iter().map(|folder| folders.on_host(folder)) {
-                if !remove(&folder, |path| fs::remove_dir(path))? {
-                    writeln!(answer, "{} stays: it is not empty", folder.display())?;
+                if let Some(why) = remove(&folder, fs::remove_dir)? {
+                    writeln!(answer, "{} stays: {why}", folder.display())?;
                 }
             }
             Ok(answer)
@@ -117,14 +117,17 @@ fn put(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     put().with_context(|| path.display().to_string())
 }
 
-/// Returns whether it is gone; a folder that is not empty stays.
-fn remove(path: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<bool> {
-    match remove(path) {
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| path.display().to_string())
-        }
-        _ => Ok(true),
+/// Returns why a folder stays, if it does: nothing of ours is in its way then.
+fn remove<'a>(
+    path: &'a Path,
+    remove: impl FnOnce(&'a Path) -> io::Result<()>,
+) -> Result<Option<&'static str>> {
+    let Err(error) = remove(path) else { return Ok(None) };
+    match error.kind() {
+        io::ErrorKind::NotFound => Ok(None),
+        io::ErrorKind::DirectoryNotEmpty => Ok(Some("it is not empty")),
+        io::ErrorKind::ResourceBusy => Ok(Some("something is mounted there")),
+        _ => Err(error).with_context(|| path.display().to_string()),
     }
 }
 
@@ -164,6 +167,7 @@ mod tests {
             assert!(answer.ends_with("var/lib/wirelane stays: it is not empty\n"), "{answer}");
         }
         assert!(!run_folder.exists() && state.join("foreign").exists());
+        assert_eq!(remove(Path::new("/"), fs::remove_dir).unwrap(), Some("something is mounted there"));
         let left = |folder: &str| fs::read_dir(host.path().join(folder)).unwrap().count();
         assert_eq!((left("opt/cni/bin"), left("etc/cni/net.d")), (0, 1));
     }
