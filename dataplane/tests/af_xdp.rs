@@ -7,7 +7,7 @@ mod support;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use support::{Namespace, Wire, eventually, privileged, retried, tcp, udp};
+use support::{Namespace, Wire, eventually, mac_text, privileged, retried, tcp, udp};
 use wirelane_dataplane::clock::Now;
 use wirelane_dataplane::io::Port;
 use wirelane_dataplane::io::xsk::{XskConfig, XskMemory, XskPort, ZeroCopy};
@@ -176,10 +176,7 @@ impl Hand {
 /// Datagrams from left to right that nobody receives; the neighbours are known, so that nothing else is sent.
 fn flood(hand: &Hand, datagrams: usize) {
     let mac = |kernel: &Namespace| {
-        kernel.run(|| {
-            let [a, b, c, d, e, f] = links::link(&Netlink::connect().unwrap(), "eth0").unwrap().mac;
-            format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
-        })
+        mac_text(kernel.run(|| links::link(&Netlink::connect().unwrap(), "eth0").unwrap().mac))
     };
     hand.left.ip(&format!("neigh replace 10.0.0.2 lladdr {} dev eth0", mac(&hand.right)));
     hand.left.run(|| {

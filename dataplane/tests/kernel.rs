@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use etherparse::{Ethernet2Header, IpFragOffset, Ipv4Header, PacketBuilder};
-use support::{Namespace, eventually, privileged, retried, run, within};
+use support::{Namespace, eventually, mac_text, privileged, retried, run, within};
 use wirelane_dataplane::engine::{Shared, Sizes};
 use wirelane_dataplane::io::Port;
 use wirelane_dataplane::io::frame::FramePool;
@@ -335,7 +335,7 @@ fn announcements_are_believed() {
     node.veth("uplink", &peer, "eth0", 1);
     peer.addresses("eth0", &["192.0.2.2/24", "2001:db8::2/64"]);
     let link = node.run(|| links::link(&Netlink::connect().unwrap(), "uplink").unwrap());
-    let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = mac_text(link.mac);
     let addresses = ["192.0.2.80", "2001:db8::80"];
     let known = |address: &str| peer.ip(&format!("neigh show {address} dev eth0"));
     let forget = || {
@@ -621,9 +621,8 @@ fn a_neighbour_that_workers_use_outlives_the_kernels_tidying() {
     node.addresses("uplink", &["192.0.2.1/16"]);
     outside.addresses("eth0", &["192.0.2.8/16", "192.0.2.9/16"]);
     // It is tidy only when it has many.
-    let others: Vec<String> = (0..200).map(|n| format!("192.0.3.{n}")).collect();
-    for other in &others {
-        node.ip(&format!("neigh add {other} lladdr 02:00:00:00:00:01 nud permanent dev uplink"));
+    for other in 0..200 {
+        node.ip(&format!("neigh add 192.0.3.{other} lladdr 02:00:00:00:00:01 nud permanent dev uplink"));
     }
     let shared = Shared::new(&Sizes { workers: 1, flows_v4: 1024, flows_v6: 1024, seed: 1 }).unwrap();
     let follower = node.run(|| {
@@ -633,7 +632,7 @@ fn a_neighbour_that_workers_use_outlives_the_kernels_tidying() {
     });
     let mac = outside.run(|| links::link(&Netlink::connect().unwrap(), "eth0").unwrap().mac);
     let [used, unused] = ["192.0.2.8", "192.0.2.9"].map(|text| Addr::from(text.parse::<IpAddr>().unwrap()));
-    let lladdr = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let lladdr = mac_text(mac);
     let stale = |address: Addr| {
         shared.neighbours.learn(address, mac);
         shared.neighbours.sweep();

@@ -25,8 +25,9 @@ use crate::{
 
 /// Its name.
 const TYPE: &str = "NetworkUnavailable";
-/// What it says for its reason, by whether it is so.
-const REASONS: [&str; 2] = ["WirelaneIsUp", "WirelaneIsDown"];
+/// The reasons that it gives, by which it is known for ours.
+const IS_UP: &str = "WirelaneIsUp";
+const IS_DOWN: &str = "WirelaneIsDown";
 /// Of conditions this merges the one with a type, and leaves the kubelet's alone.
 const MERGE: &str = "application/strategic-merge-patch+json";
 /// How often to look at how things stand where nobody says that they changed.
@@ -95,12 +96,11 @@ impl Condition {
     async fn put(&self, is_up: bool) -> Result<(), ApiError> {
         let path = path(&self.node);
         let node = self.desk.call("get nodes", api::get(&path, "application/json")).await?;
-        let (status, message) = if is_up {
-            ("False", "Wirelane's tables are live on every worker of this node")
+        let (status, reason, message) = if is_up {
+            ("False", IS_UP, "Wirelane's tables are live on every worker of this node")
         } else {
-            ("True", "Wirelane's dataplane is away, or its tables are not what they are to be")
+            ("True", IS_DOWN, "Wirelane's dataplane is away, or its tables are not what they are to be")
         };
-        let reason = REASONS[usize::from(!is_up)];
         let known = find(&node);
         if known.is_some_and(|known| known["status"] == status && known["reason"] == reason) {
             return Ok(());
@@ -133,7 +133,8 @@ pub async fn take_back(access: Access, patience: &Patience, node: &str) -> Resul
     let (connection, path) = (Connection::new(access, patience.answer), path(node));
     let take_back = async {
         let node = connection.call(api::get(&path, "application/json")).await?;
-        if find(&node).is_none_or(|known| !REASONS.iter().any(|reason| known["reason"] == *reason)) {
+        let reason = find(&node).and_then(|known| known["reason"].as_str());
+        if !matches!(reason, Some(IS_UP | IS_DOWN)) {
             return Ok(());
         }
         let change = json!({ "status": { "conditions": [{ "$patch": "delete", "type": TYPE }] } });

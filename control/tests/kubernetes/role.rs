@@ -1,11 +1,11 @@
-//! What the role in `deploy/rbac.yaml` allows.
+//! What the roles in `deploy/rbac.yaml` and `deploy/cleanup.yaml` allow.
 
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use wirelane_api_double::{Call, Resource, Verb};
 
-/// Of one, what is looked at.
+/// What is looked at of a manifest.
 #[derive(Deserialize)]
 struct Document {
     kind: String,

@@ -248,17 +248,18 @@ impl<F: FnMut(UplinkRoutes)> Following<F> {
             neighbour.header.state,
             NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe
         );
-        if !(is_tidied_away && self.shared.neighbours.is_used(&addr) && self.ask(address).await) {
+        let stays = is_tidied_away && self.shared.neighbours.is_used(&addr) && self.ask(address).await;
+        if !stays {
             self.shared.neighbours.forget(addr);
         }
     }
 
-    /// Once in a while.
+    /// Once in a while: asks for what the kernel has become unsure of and workers use again, and counts anew what they use.
     async fn sweep(&mut self) {
         let neighbours = &self.shared.neighbours;
-        for address in
-            self.stale.extract_if(|address| neighbours.is_used(&Addr::from(*address))).collect::<Vec<_>>()
-        {
+        let used: Vec<IpAddr> =
+            self.stale.extract_if(|address| neighbours.is_used(&Addr::from(*address))).collect();
+        for address in used {
             self.ask(address).await;
         }
         self.shared.neighbours.sweep();

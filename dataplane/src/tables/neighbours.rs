@@ -137,10 +137,8 @@ impl Neighbours {
 
     /// Whether the MAC address of an address is known, and a worker has asked for it since the sweep before.
     pub fn is_used(&self, addr: &Addr) -> bool {
-        self.others(addr, u32::MAX).any(|number| {
-            let word = self.slots[place(number)].mac.load(Ordering::Acquire);
-            word & (KNOWN | IDLE) == KNOWN && turn(word) == number >> 16
-        })
+        let mut slots = probes(addr).map(|place| &self.slots[place]).filter(|slot| slot.is(addr));
+        slots.any(|slot| slot.mac.load(Ordering::Acquire) & (KNOWN | IDLE) == KNOWN)
     }
 
     /// Whether the number is nobody's any more: its address has to be asked for anew.
@@ -151,19 +149,18 @@ impl Neighbours {
     /// An address has this MAC.
     pub fn learn(&self, addr: Addr, mac: Mac) {
         // It has a place then.
-        let Some(number) = self.number(&addr) else { return };
+        if self.number(&addr).is_none() {
+            return;
+        }
         let [a, b, c, d, e, f] = mac;
         let mac = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) | KNOWN;
         // That it is heard of does not make it used.
-        self.change(number, |word| word & (TURN | KEPT | IDLE) | mac);
-        // Two workers may have given it one each, while a third was taken away.
-        self.others(&addr, number)
-            .for_each(|other| _ = self.change(other, |word| word & (TURN | KEPT | IDLE) | mac));
+        self.change_all(&addr, |word| word & (TURN | KEPT | IDLE) | mac);
     }
 
     /// What was known about an address holds no longer.
     pub fn forget(&self, addr: Addr) {
-        self.others(&addr, u32::MAX).for_each(|number| _ = self.change(number, |word| word & (TURN | KEPT)));
+        self.change_all(&addr, |word| word & (TURN | KEPT));
     }
 
     /// Whether a worker has missed an address since [`Neighbours::take_wanted`].
@@ -214,21 +211,22 @@ impl Neighbours {
         false
     }
 
-    /// The numbers of an address but for one.
-    fn others(&self, addr: &Addr, but: u32) -> impl Iterator<Item = u32> {
-        let slots = probes(addr).map(|place| (place, &self.slots[place]));
-        slots
-            .filter(|(_, slot)| slot.is(addr))
-            .map(|(place, slot)| number(place, slot))
-            .filter(move |number| *number != but)
+    /// Changes the word of each place of an address: two workers may have given it one each, while a third was taken away.
+    fn change_all(&self, addr: &Addr, change: impl Fn(u64) -> u64) {
+        for place in probes(addr) {
+            let slot = &self.slots[place];
+            if slot.is(addr) {
+                self.change(number(place, slot), &change);
+            }
+        }
     }
 }
 
 impl Slot {
-    /// Is given up if it was idle, and idle from now on otherwise. Returns whether it was given up.
+    /// Is idle from now on; is given up if it was idle before, and may be. Returns whether it was given up.
     fn age(&self) -> bool {
         let word = self.mac.load(Ordering::Acquire);
-        if word & IDLE == 0 && word & WANTED == 0 {
+        if word & (IDLE | WANTED) == 0 {
             let _ = self.mac.compare_exchange(word, word | IDLE, Ordering::AcqRel, Ordering::Relaxed);
             return false;
         }

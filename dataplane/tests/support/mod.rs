@@ -214,6 +214,11 @@ fn any(like: SocketAddr) -> SocketAddr {
     if like.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() }
 }
 
+/// As `ip` writes it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
     within(Duration::from_secs(5), what, condition);
