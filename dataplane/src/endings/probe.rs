@@ -61,7 +61,7 @@ impl Prober {
                 let header = Ipv4::new(to.src.last4(), to.dst.last4(), proto::TCP, len, TTL);
                 bytes[HEADER_LEN..l4].copy_from_slice(bytemuck::bytes_of(&header));
             }
-            let next = hop::towards(&to.dst, cx).ok()?;
+            let next = hop::between(&to.src, &to.dst, cx).ok()?;
             let (port, _) = hop::port_and_mtu(next, cx).ok()?;
             let meta = Meta {
                 key: to,

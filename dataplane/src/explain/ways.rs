@@ -323,7 +323,7 @@ impl<'a> Objects<'a> {
     }
 
     fn direct(&self, key: &Key, source: &Place, destination: &Place, entry: &Entry) -> Way {
-        let seen_as = self.seen_as(entry, destination, matches!(source.who, Who::Node(_)));
+        let seen_as = self.seen_as(&key.src, entry, destination, matches!(source.who, Who::Node(_)));
         // Its node ports are another node's to translate.
         let note = match (&destination.who, self.tables.services.find(key, true)) {
             (Who::Node(node), Found::Port(port, _)) => {
@@ -352,7 +352,7 @@ impl<'a> Objects<'a> {
         });
         let to = |(backend, chance): (&Backend, f64)| {
             let is_masqueraded = choices.masquerade || backend.address == key.src;
-            let seen_as = self.seen_as(entry, &self.place(&backend.address), is_masqueraded);
+            let seen_as = self.seen_as(&key.src, entry, &self.place(&backend.address), is_masqueraded);
             let (dst, port) = (backend.address, backend.port);
             let ends = Ends { src: key.src, dst, proto: key.proto, port, through_service: true };
             self.judged(ends, seen_as, through(chance), note.clone())
@@ -410,18 +410,23 @@ impl<'a> Objects<'a> {
         Place::of(self.builder, self.tables, address)
     }
 
-    /// What another node's pods see of who comes from behind the gateway address of the node before.
-    fn seen_as(&self, entry: &Entry, destination: &Place, is_masqueraded: bool) -> Option<Addr> {
+    /// What another node's pods see of who comes from behind the gateway address of the node before. The node itself keeps
+    /// its own address, if it has a range of ports for that.
+    fn seen_as(&self, src: &Addr, entry: &Entry, destination: &Place, is_masqueraded: bool) -> Option<Addr> {
         let v4 = destination.address.is_v4();
         let is_elsewhere = destination.pod().is_some_and(|pod| pod.node != entry.node);
         if !is_elsewhere || !is_masqueraded {
             return None;
         }
-        if entry.is_here {
-            return Some(self.tables.node(!v4).gateway).filter(|gateway| *gateway != Addr::UNSPECIFIED);
-        }
-        let node = self.builder.nodes().find(|node| node.name == entry.node)?;
-        let cidr = node.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == v4)?;
-        Some(gateway_of(*cidr))
+        let (own, gateway) = if entry.is_here {
+            let node = self.tables.node(!v4);
+            (Some(node.uplink), Some(node.gateway).filter(|gateway| *gateway != Addr::UNSPECIFIED))
+        } else {
+            let node = self.builder.nodes().find(|node| node.name == entry.node)?;
+            let cidr = node.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == v4);
+            (node.addresses.iter().copied().find(|addr| addr.is_v4() == v4), cidr.copied().map(gateway_of))
+        };
+        let keeps = entry.origin == Origin::Host && own == Some(*src) && self.tables.masquerade.is_some();
+        if keeps { None } else { gateway }
     }
 }

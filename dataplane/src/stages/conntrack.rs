@@ -375,10 +375,11 @@ fn revalidate<F: Family>(
         return Err(if is_told { Halt::Cut } else { Halt::Drop(DropReason::PolicyCut) });
     }
     let line = table.line(flow);
+    let sent = line.rewrite().to;
     let backend = is_handed_on.then(|| cx.tables.services.backend_address(ids.1)).flatten();
     let next = match backend {
         Some(backend) => hop::handing_on(&backend, cx),
-        None => hop::towards(&line.rewrite().to.dst, cx),
+        None => hop::between(&sent.src, &sent.dst, cx),
     };
     let next = next.map_err(Halt::Drop)?;
     line.tail().set_hop(next, cx.tables.revision as u32);

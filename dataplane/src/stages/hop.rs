@@ -3,7 +3,7 @@
 use crate::batch::PortId;
 use crate::path::Context;
 use crate::tables::route::{Hop, NextHop, Route};
-use crate::tables::{HOST_PORT, Node, UPLINK_PORT};
+use crate::tables::{HOST_PORT, Node, Tables, UPLINK_PORT};
 use crate::verdict::DropReason;
 use crate::wire::Addr;
 
@@ -40,6 +40,26 @@ pub fn towards(addr: &Addr, cx: &Context<'_>) -> Result<NextHop, DropReason> {
         Some(Route::Service) => Err(DropReason::ServiceLoop),
         Some(Route::LocalPods) | None => Err(DropReason::NoRoute),
     }
+}
+
+/// The next hop of packets that leave with these ends.
+///
+/// # Errors
+/// As of [`towards`].
+pub fn between(src: &Addr, dst: &Addr, cx: &Context<'_>) -> Result<NextHop, DropReason> {
+    as_to_pods(src, dst, cx.tables).map_or_else(|| towards(dst, cx), Ok)
+}
+
+/// The tunnel, if a pod's address speaks to another node's own through one: as to that node's pods, since a node takes
+/// nothing from the link that comes from those whom it reaches by a tunnel.
+pub fn as_to_pods(src: &Addr, dst: &Addr, tables: &Tables) -> Option<NextHop> {
+    let v6 = !dst.is_v4();
+    if !tables.node(v6).pods.contains(src) {
+        return None;
+    }
+    let number = tables.node_by_address.find(dst)?;
+    let node = tables.nodes.get(usize::from(number))?;
+    (node.exists && node.native[usize::from(v6)].is_none()).then(|| NextHop::tunnel(number))
 }
 
 /// The next hop towards a backend of packets that are handed on as they are, and so are not to its address: only a tunnel

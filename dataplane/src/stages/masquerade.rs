@@ -2,9 +2,10 @@
 //!
 //! What only has to come back to this node goes behind its gateway address, which other nodes send as they send to its pods.
 //! What leaves the cluster from this node's pods goes behind the node's own address, since nobody outside knows the way
-//! to a pod; there the node's own connections are, too, so that these get ports of a range of their own. And what a Service
-//! brings to the node itself comes from the router that its kernel sees here, if the kernel would answer the client past
-//! us, or is the client: what comes from elsewhere, and from itself, it does not take.
+//! to a pod; there the node's own connections are, too, so that these get ports of a range of their own. The node itself
+//! keeps its own address, since backends are to know who speaks to them, with a port of that range: answers to others are
+//! its kernel's. And what a Service brings to the node itself comes from the router that its kernel sees here, if the
+//! kernel would answer the client past us, or is the client: what comes from elsewhere, and from itself, it does not take.
 //!
 //! That no two flows' replies look the same is the flow table's to say, which takes a reply's key once. Here the ports
 //! are tried from one on that the connection's hash chooses, through the whole range: if none is found, none was free.
@@ -51,18 +52,21 @@ impl Source {
             let router = if meta.has(flags::V6) { Addr(LINK_GATEWAY_V6) } else { Addr::v4(LINK_GATEWAY_V4) };
             return Ok(Source { address: router, ..any_port });
         }
-        let leaves = matches!(next.hop(), Hop::Neighbour(_)) && !next.is_native();
-        if leaves
-            && (choice.masquerade || node.pods.contains(&src))
-            && let Some(masquerade) = &tables.masquerade
+        let is_own = meta.has(flags::FROM_HOST) && src == node.uplink;
+        let is_far = next.is_tunnel() || next.is_native();
+        let leaves = !is_far && matches!(next.hop(), Hop::Neighbour(_));
+        let is_unknown = choice.masquerade || node.pods.contains(&src);
+        if let Some(masquerade) = &tables.masquerade
             && node.uplink != Addr::UNSPECIFIED
-            && !masquerade.spares(&choice.address)
+            && (is_own && (is_far || leaves) || leaves && is_unknown && !masquerade.spares(&choice.address))
         {
             let (first, last) = (*masquerade.ports.start(), *masquerade.ports.end());
             let limit = masquerade.per_pod;
             return Ok(Source { address: node.uplink, limit, keeps_port: false, first, last });
         }
-        if !choice.masquerade && !is_hidden(meta, next, tables) {
+        // To another of the host's addresses, or without a range, replies would not come back here, but to its kernel.
+        let is_hidden = meta.has(flags::FROM_HOST) && is_far && src != node.gateway;
+        if !is_hidden && (is_own || !choice.masquerade) {
             return Ok(any_port);
         }
         if node.gateway == Addr::UNSPECIFIED {
@@ -70,13 +74,6 @@ impl Source {
         }
         Ok(Source { address: node.gateway, ..any_port })
     }
-}
-
-/// The host speaks to another node's pod from an address to which replies would not come back here, but to its kernel.
-fn is_hidden(meta: &Meta, next: NextHop, tables: &Tables) -> bool {
-    meta.has(flags::FROM_HOST)
-        && (next.is_tunnel() || next.is_native())
-        && meta.key.src != tables.node(meta.has(flags::V6)).gateway
 }
 
 /// The ports that a flow may get, one by one.

@@ -6,6 +6,7 @@ use crate::path::{Context, Waiting};
 use crate::prefetch;
 use crate::stages::discovery;
 use crate::stages::quick::{self, Quick};
+use crate::tables::flows::FlowRef;
 use crate::tables::{Port, PortKind, Tables, UPLINK_PORT};
 use crate::verdict::{DropReason, Verdict};
 use crate::wire::checksum;
@@ -178,13 +179,31 @@ fn any_packet(
     }
     if port.kind == PortKind::Uplink {
         let is_error = meta.has(flags::ICMP_ERROR);
-        meta.flags |= cx.tables.judge_source(&meta.key.src, sender, is_error, cx.neighbours)?;
+        meta.flags |= match cx.tables.judge_source(&meta.key.src, sender, is_error, cx.neighbours) {
+            Err(DropReason::NativeSourceMismatch) if answers_node(meta, cx) => 0,
+            judged => judged?,
+        };
     }
     if port.kind == PortKind::Pod && is_tunnel_port(meta, cx.tables) && is_some_node(&meta.key.dst, cx.tables)
     {
         return Err(DropReason::VxlanFromPod);
     }
     keyed(meta, cx.tables)
+}
+
+/// Whether it is the answer to what the node itself has said to a pod through a tunnel: not all nodes send that back by the
+/// tunnel. Linux does not, to which the node's address is on the link.
+#[cold]
+fn answers_node(meta: &Meta, cx: &Context<'_>) -> bool {
+    let (key, v6) = (&meta.key, meta.has(flags::V6));
+    let is_reply = |flow: Option<FlowRef>| flow.is_some_and(|flow| flow.direction() == 1);
+    key.dst == cx.tables.node(v6).uplink
+        && !meta.has(flags::ICMP_ERROR)
+        && if v6 {
+            is_reply(cx.flows_v6.lookup(cx.flows_v6.hash(key), key))
+        } else {
+            is_reply(cx.flows_v4.lookup(cx.flows_v4.hash(key), key))
+        }
 }
 
 /// What holds for the key of every packet, also of those out of a tunnel.

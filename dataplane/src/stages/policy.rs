@@ -14,7 +14,7 @@ use crate::tables::flows::limits::Limit;
 use crate::tables::flows::line::{Family, Rewrite, V4, V6};
 use crate::tables::flows::{FlowRef, FlowTable, InsertError, NewFlow};
 use crate::tables::policy::{Direction, Judgement, Peer, PeerAt, Programs};
-use crate::tables::route::NextHop;
+use crate::tables::route::{Hop, NextHop};
 use crate::tables::services::Id;
 use crate::tables::{PodAt, Tables};
 use crate::verdict::DropReason;
@@ -221,6 +221,10 @@ fn admit(
         None => hop::towards(&choice.address, cx)?,
     };
     let source = Source::of(meta, choice, next, cx.tables)?;
+    let next = match next.hop() {
+        Hop::Neighbour(_) => hop::as_to_pods(&source.address, &choice.address, cx.tables).unwrap_or(next),
+        _ => next,
+    };
     let translated = Key { src: source.address, dst: choice.address, dport: choice.port, ..key };
     let ports = Ports::new(&source, translated, hash);
     let one_sided = choice.hand_on.is_some();

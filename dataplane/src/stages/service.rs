@@ -120,9 +120,8 @@ fn backend(
         address: backend.address,
         port: backend.port,
         ids: (port.id, backend.id),
-        // To itself, too, or it would answer itself without anybody's translating the answer; and from the node's own address to
-        // one of its ports, or a backend elsewhere would answer past us.
-        masquerade: selection.masquerade || backend.address == meta.key.src || meta.key.dst == meta.key.src,
+        // To itself, too, or it would answer itself without anybody's translating the answer.
+        masquerade: selection.masquerade || backend.address == meta.key.src,
         hand_on: None,
     };
     let is_direct = port.is_direct(kind, origin) && !selection.local && cx.tables.is_outside(&meta.key.src);

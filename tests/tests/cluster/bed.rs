@@ -242,6 +242,13 @@ pub fn ask(from: &Namespace, server: SocketAddr) -> wirelane::traffic::Answer {
     answer.unwrap_or_else(|error| panic!("{} -> {server}: {error}", from.short_name()))
 }
 
+/// The same, from a socket that is bound to an address.
+pub fn ask_from(from: &Namespace, bound: IpAddr, server: SocketAddr) -> wirelane::traffic::Answer {
+    let (bound, url) = (bound.to_string(), format!("http://{server}/"));
+    let said = from.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
+    said.unwrap_or_else(|error| panic!("{bound} -> {server}: {error}")).parse().unwrap()
+}
+
 /// Fails if a new TCP connection from `from` is made.
 pub fn assert_refused(from: &Namespace, server: SocketAddr) {
     let opened = from.within(|| Session::open(server, SILENCE)).unwrap();

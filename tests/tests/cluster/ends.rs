@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io::{self, Read, Write},
-    net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -123,10 +123,15 @@ pub struct Datagrams {
 impl Datagrams {
     pub fn open(from: &Namespace, server: SocketAddr) -> Datagrams {
         let any = match server {
-            SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let socket = from.within(|| UdpSocket::bind(any)).unwrap().unwrap();
+        Datagrams::bound(from, any, server)
+    }
+
+    /// Of a socket that is bound to an address.
+    pub fn bound(from: &Namespace, address: IpAddr, server: SocketAddr) -> Datagrams {
+        let socket = from.within(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
         // Connected in the namespace or out of it is the same: the socket stays where it was made.
         socket.connect(server).unwrap();
         Datagrams { socket, asked: 0 }

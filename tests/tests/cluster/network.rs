@@ -14,9 +14,9 @@ use wirelane_tests::packet::{Mac, udp};
 use wirelane_tests::privileged;
 
 use crate::{
-    bed::{PATIENCE, ask, assert_refused, open},
+    bed::{PATIENCE, ask, ask_from, assert_refused, open},
     ends::{Datagrams, Servers, upload},
-    objects::{ANSWERS, Manifests, NEAR, OTHER, PodPlan, SWALLOWS, node, policy},
+    objects::{ANSWERS, Manifests, NEAR, OTHER, PodPlan, SWALLOWS, ServicePlan, node, policy},
     probe::{Heard, Probe, What},
     raw::RawLink,
 };
@@ -148,6 +148,36 @@ impl Network {
         from
     }
 
+    /// The node itself is known to pods of the others by its own address, whether it speaks to them or to a Service of its own
+    /// node ports; Linux answers it bare.
+    fn a_node_keeps_its_own_address(&self) {
+        let services = [("to-second", 83, SECOND), ("to-third", 84, THIRD)].map(|(name, number, pod)| {
+            let service = ServicePlan { name, number, node_port: 30_000 + number };
+            let local = "type: NodePort\n  externalTrafficPolicy: Local";
+            self.manifests.write(
+                &format!("{name}.yaml"),
+                &(service.manifest().replace("type: NodePort", local) + &service.slices(&[pod])),
+            );
+            (service, pod)
+        });
+        self.await_tables("both services", |objects| {
+            objects.iter().filter(|object| matches!(object, object::Object::Service(_))).count() == 2
+        });
+        let host = self.nodes[0].namespace();
+        for (service, pod) in services {
+            for (node, address) in NODE1.addresses().into_iter().zip(pod.addresses()) {
+                for server in [(address, ANSWERS), (node, service.node_port)].map(SocketAddr::from) {
+                    let answer = ask_from(host, node, server);
+                    assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (pod.name, node), "{server}");
+                    let mut datagrams = Datagrams::bound(host, node, server);
+                    assert_eq!(datagrams.ask(PATIENCE).unwrap(), pod.name, "{server}");
+                }
+                let said = host.run("ping", ["-c1", "-W5", "-I", &node.to_string(), &address.to_string()]);
+                assert!(said.is_ok(), "{node} pings {address}: {said:?}");
+            }
+        }
+    }
+
     /// Packets of just the pods' MTU arrive, and connections have segments of full size.
     fn large_packets_arrive(&self, mtu: u32) {
         for (from, to) in pairs().filter(|(from, to)| from.node.name != to.node.name) {
@@ -275,6 +305,7 @@ fn three_nodes_are_one_pod_network() {
     }
     let network = Network::new("", false);
     network.everybody_speaks_to_everybody();
+    network.a_node_keeps_its_own_address();
     network.links_take(POD_MTU);
     network.ways_are("tunnel", POD_MTU);
     network.large_packets_arrive(POD_MTU);
@@ -291,6 +322,7 @@ fn three_nodes_are_one_pod_network_without_tunnels() {
     }
     let network = Network::new("routing = \"native\"\n", true);
     network.everybody_speaks_to_everybody();
+    network.a_node_keeps_its_own_address();
     network.links_take(WIRE_MTU);
     network.ways_are("native", WIRE_MTU);
     network.large_packets_arrive(WIRE_MTU);
@@ -306,6 +338,7 @@ fn nodes_of_the_same_subnet_need_no_tunnels() {
     }
     let network = Network::new("routing = \"same-subnet\"\n", true);
     network.everybody_speaks_to_everybody();
+    network.a_node_keeps_its_own_address();
     network.links_take(POD_MTU);
     network.ways_are("native", WIRE_MTU);
 }

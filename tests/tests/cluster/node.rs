@@ -7,12 +7,12 @@ use wirelane::{
         Namespace,
         plan::{CLIENT, NODE1, NODE2},
     },
-    traffic::{Answer, serve},
+    traffic::serve,
 };
 use wirelane_tests::privileged;
 
 use crate::{
-    bed::{Bed, PATIENCE, Shape, ask, ask_udp, assert_refused, pairs},
+    bed::{Bed, PATIENCE, Shape, ask, ask_from, ask_udp, assert_refused, pairs},
     objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NAMESPACE, NEAR, OTHER, ServicePlan, TO_FAR, TO_NEAR},
     probe::{Probe, What},
 };
@@ -133,7 +133,7 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
             assert_eq!(ask_udp(host, server), name, "{server}");
             // From a socket that is bound to the very address.
             let answer = ask_from(host, node, server);
-            assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, gateway[index]), "{server}");
+            assert_eq!((answer.name.as_str(), answer.seen_as.ip()), (name, node), "{server}");
         }
         // Between the two of one rule (tests of `kernel::node_ports`), and nobody's: the node's own.
         let listener = host.within(|| TcpListener::bind((node, 30_083))).unwrap().unwrap();
@@ -155,13 +155,6 @@ fn the_nodes_own_processes_reach_ports_of_services_at_its_own_addresses() {
     for family in ["-4", "-6"] {
         assert!(rules(family).starts_with("0:\tfrom all lookup local"), "{}", rules(family));
     }
-}
-
-/// Who answers a socket of the node that is bound to an address.
-fn ask_from(host: &Namespace, bound: IpAddr, server: SocketAddr) -> Answer {
-    let (bound, url) = (bound.to_string(), format!("http://{server}/"));
-    let said = host.run("curl", ["--silent", "--max-time", "10", "--interface", &bound, &url]);
-    said.unwrap().parse().unwrap()
 }
 
 /// What a kubelet has dropped (`KUBE-FIREWALL`): what goes to loopback addresses from elsewhere, but for what is translated.

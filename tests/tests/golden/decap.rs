@@ -101,6 +101,22 @@ fn good() -> Vec<Row> {
                 UPLINK_PORT,
                 to_node3(tcp().from("10.244.1.10:8080").to("10.244.3.10:1214").syn_ack().hop()),
             ),
+        row("the answer to the other node itself goes back through the tunnel, too")
+            .after(UPLINK_PORT, from_node2().vxlan(VNI, inner(1217).from("192.0.2.2:1217")))
+            .input(WEB, tcp().from("10.244.1.10:8080").to("192.0.2.2:1217").syn_ack().from_pod(WEB))
+            .via(KNOWN)
+            .forwards(
+                UPLINK_PORT,
+                to_node2(tcp().from("10.244.1.10:8080").to("192.0.2.2:1217").syn_ack().hop()),
+            ),
+        row("the answer to the other node itself, IPv6")
+            .after(UPLINK_PORT, from_node3().vxlan(VNI, inner_v6(1218).from("[2001:db8::3]:1218")))
+            .input(WEB, tcp().from("[fd00:244:1::10]:8080").to("[2001:db8::3]:1218").syn_ack().from_pod(WEB))
+            .via(KNOWN)
+            .forwards(
+                UPLINK_PORT,
+                to_node3(tcp().from("[fd00:244:1::10]:8080").to("[2001:db8::3]:1218").syn_ack().hop()),
+            ),
         row("the second packet of a flow")
             .after(UPLINK_PORT, from_node2().vxlan(VNI, inner(1215)))
             .input(UPLINK_PORT, from_node2().vxlan(VNI, inner(1215).flags(flag::ACK)))

@@ -3,12 +3,12 @@
 use wirelane_dataplane::tables::objects::Masquerade;
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::cluster::{API, DB, WEB, service};
+use wirelane_tests::cluster::{API, DB, VNI, WEB, service};
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-use super::link::Link;
-use super::{KNOWN, NEW, Row, row};
+use super::link::{self, Link, to_node2};
+use super::{KNOWN, KNOWN_DECAP, NEW, Row, row};
 
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
 const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
@@ -17,7 +17,7 @@ const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
 const PORT: u16 = 61_000;
 
 pub fn rows() -> Vec<Row> {
-    [outward(), back(), refused(), to_oneself()].into_iter().flatten().collect()
+    [outward(), back(), refused(), to_oneself(), of_the_node()].into_iter().flatten().collect()
 }
 
 fn masquerade(control: &mut Control) {
@@ -66,6 +66,25 @@ fn outward() -> Vec<Row> {
             .input(API, syn(1603, "192.0.2.2:6443").from_pod(API))
             .begins(NEW)
             .forwards(UPLINK_PORT, from_node(syn(1603, "192.0.2.2:6443")).to_net(2)),
+        row("a pod to another node's address, which is excepted: from its own address, as to that node's pods")
+            .told(|control| {
+                control.change_local_node(|node| {
+                    let except = vec!["192.0.2.0/24".parse().unwrap()];
+                    node.masquerade = Some(Masquerade { except, ports: PORT..=PORT, per_pod: 0 });
+                });
+            })
+            .input(API, syn(1608, "192.0.2.2:6443").from_pod(API))
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(syn(1608, "192.0.2.2:6443").hop())),
+        row("the node through a Service whose backend is another node, from its own address: a port of the range")
+            .told(|control| {
+                masquerade(control);
+                let nodes = service("shop/nodes", proto::TCP, &[("10.96.0.41", 80)], None, &[("192.0.2.2", 1609)]);
+                control.change(vec![nodes], &[]);
+            })
+            .input(HOST_PORT, tcp().from("192.0.2.1:1609").to("10.96.0.41:80").syn().from_host())
+            .begins(NEW)
+            .forwards(UPLINK_PORT, from_node(syn(1609, "192.0.2.2:1609")).to_net(2)),
         row("a pod to a destination that is excepted: from its own address")
             .told(masquerade)
             .input(API, syn(1604, "203.0.113.9:443").from_pod(API))
@@ -218,5 +237,62 @@ fn to_oneself() -> Vec<Row> {
             .input(HOST_PORT, tcp().from("[fd00:244:1::1]:1631").to("[fd00:96::41]:443").syn().from_host())
             .begins(NEW)
             .forwards(HOST_PORT, tcp().from("[fe80::1]:1631").to("[2001:db8::1]:6443").syn().hop().to_host()),
+    ]
+}
+
+/// What the node says from its own address to other nodes' pods.
+fn of_the_node() -> Vec<Row> {
+    let own = |sport: u16, to: &str| tcp().from("192.0.2.1:0").source_port(sport).to(to).syn();
+    let answer = |from: &str, to: &str| tcp().from(from).to(to).syn_ack();
+    vec![
+        row("the node to a pod of another node, from its own address: from there, through the tunnel")
+            .told(masquerade)
+            .input(HOST_PORT, own(1670, "10.244.2.10:1670").from_host())
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(from_node(own(1670, "10.244.2.10:1670")))),
+        row("the answer to the node, by the tunnel")
+            .told(masquerade)
+            .after(HOST_PORT, own(1671, "10.244.2.10:1671").from_host())
+            .input(UPLINK_PORT, {
+                let (src, dst) = link::inner_from("192.0.2.2");
+                let inner = answer("10.244.2.10:1671", "192.0.2.1:61000").link(src, dst);
+                udp().from("192.0.2.2:50000").to("192.0.2.1:4789").without_checksum().vxlan(VNI, inner).from_net(2)
+            })
+            .via(KNOWN_DECAP)
+            .forwards(HOST_PORT, answer("10.244.2.10:1671", "192.0.2.1:1671").hop().to_host()),
+        row("the answer to the node, bare: as Linux sends it")
+            .told(masquerade)
+            .after(HOST_PORT, own(1672, "10.244.2.10:1672").from_host())
+            .input(UPLINK_PORT, answer("10.244.2.10:1672", "192.0.2.1:61000").from_net(2))
+            .via(KNOWN)
+            .forwards(HOST_PORT, answer("10.244.2.10:1672", "192.0.2.1:1672").hop().to_host()),
+        row("the answer to the node, bare, IPv6")
+            .told(masquerade)
+            .after(HOST_PORT, tcp().from("[2001:db8::1]:1673").to("[fd00:244:2::10]:1673").syn().from_host())
+            .input(UPLINK_PORT, answer("[fd00:244:2::10]:1673", "[2001:db8::1]:61000").from_net(2))
+            .via(KNOWN)
+            .forwards(HOST_PORT, answer("[fd00:244:2::10]:1673", "[2001:db8::1]:1673").hop().to_host()),
+        row("bare to the node, and no answer: dropped")
+            .told(masquerade)
+            .after(HOST_PORT, own(1674, "10.244.2.10:1674").from_host())
+            .input(UPLINK_PORT, answer("10.244.2.10:81", "192.0.2.1:61000").from_net(2))
+            .via(&["parse"])
+            .drops(DropReason::NativeSourceMismatch),
+        row("bare from the pod's side, as what the node says: dropped")
+            .told(masquerade)
+            .after(UPLINK_PORT, tcp().from("198.51.100.9:1675").to("192.0.2.1:30081").syn().from_net(254))
+            .input(UPLINK_PORT, tcp().from("10.244.2.10:8080").to("10.244.1.1:1675").syn_ack().from_net(2))
+            .via(&["parse"])
+            .drops(DropReason::NativeSourceMismatch),
+        row("the node from its own address to a NodePort there, policy Local, no backend here: to any, from its own address")
+            .told(masquerade)
+            .input(HOST_PORT, own(1676, "192.0.2.1:30091").from_host())
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(from_node(own(1676, "10.244.2.10:8080")))),
+        row("the node to a pod of another node, from an address that no node knows: behind the gateway's")
+            .told(masquerade)
+            .input(HOST_PORT, own(1677, "10.244.2.10:1677").from("198.51.100.99:1677").from_host())
+            .begins(NEW)
+            .forwards(UPLINK_PORT, to_node2(tcp().from("10.244.1.1:1677").to("10.244.2.10:1677").syn().hop())),
     ]
 }

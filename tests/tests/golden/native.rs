@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wirelane_dataplane::batch::PortId;
 use wirelane_dataplane::tables::build::UplinkRoutes;
-use wirelane_dataplane::tables::objects::{Object, ObjectKey, Routing};
+use wirelane_dataplane::tables::objects::{Masquerade, Object, ObjectKey, Routing};
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
 use wirelane_tests::cluster::{API, IDENTITY_DB, POD_MTU, UPLINK_MTU, VNI, WEB, addr, vtep_mac};
@@ -40,6 +40,18 @@ fn route(control: &mut Control, routing: Routing) {
     });
     control.change(nodes.into(), &[]);
 }
+
+/// What the node's own address has for others' connections: one port, so that every packet has one outcome. Each row has a
+/// destination of its own for it.
+fn masquerade(control: &mut Control) {
+    control.change_local_node(|local| {
+        // A pod that is excepted is none that the node itself does not speak to from its own address.
+        let except = vec!["10.244.0.0/16".parse().expect("a prefix")];
+        local.masquerade = Some(Masquerade { except, ports: PORT..=PORT, per_pod: 0 });
+    });
+}
+
+const PORT: u16 = 61_001;
 
 /// As [`route`], and the other nodes are behind the router.
 fn behind_router(control: &mut Control, routing: Routing) {
@@ -83,20 +95,31 @@ fn out() -> Vec<Row> {
             .input(WEB, web(2004, "10.244.3.10:80").from_pod(WEB))
             .begins(NEW)
             .forwards(UPLINK_PORT, to_node3(web(2004, "10.244.3.10:80").hop())),
-        native("the host, from the address that it has on the uplink: behind the gateway's")
+        native("the host, from its own address, without a range of ports: behind the gateway's")
             .input(HOST_PORT, tcp().from("192.0.2.1:2005").to("10.244.2.10:80").syn().from_host())
             .begins(NEW)
             .forwards(UPLINK_PORT, tcp().from("10.244.1.1:2005").to("10.244.2.10:80").syn().hop().to_net(2)),
+        native("the host, from its own address: from there, and a port of the range")
+            .told(masquerade)
+            .input(HOST_PORT, tcp().from("192.0.2.1:2011").to("10.244.2.10:2011").syn().from_host())
+            .begins(NEW)
+            .forwards(
+                UPLINK_PORT,
+                tcp().from("192.0.2.1:61001").to("10.244.2.10:2011").syn().hop().to_net(2),
+            ),
+        native("the answer to that: to the host, on its own port")
+            .told(masquerade)
+            .after(HOST_PORT, tcp().from("192.0.2.1:2012").to("10.244.2.11:80").syn().from_host())
+            .input(UPLINK_PORT, tcp().from("10.244.2.11:80").to("192.0.2.1:61001").syn_ack().from_net(2))
+            .via(KNOWN)
+            .forwards(HOST_PORT, tcp().from("10.244.2.11:80").to("192.0.2.1:2012").syn_ack().hop().to_host()),
+        native("the host, from its gateway address: from there")
+            .told(masquerade)
+            .input(HOST_PORT, tcp().from("10.244.1.1:2013").to("10.244.2.10:80").syn().from_host())
+            .begins(NEW)
+            .forwards(UPLINK_PORT, tcp().from("10.244.1.1:2013").to("10.244.2.10:80").syn().hop().to_net(2)),
         native("a pod is not masqueraded towards another")
-            .told(|control| {
-                control.change_local_node(|local| {
-                    local.masquerade = Some(wirelane_dataplane::tables::objects::Masquerade {
-                        except: vec![],
-                        ports: 61_000..=61_009,
-                        per_pod: 0,
-                    });
-                });
-            })
+            .told(masquerade)
             .input(WEB, web(2006, "10.244.2.10:80").from_pod(WEB))
             .begins(NEW)
             .forwards(UPLINK_PORT, web(2006, "10.244.2.10:80").hop().to_net(2)),
@@ -188,6 +211,11 @@ fn services() -> Vec<Row> {
                 UPLINK_PORT,
                 tcp().from("10.244.1.11:2040").to("10.244.2.10:8080").syn().hop().to_net(2),
             ),
+        native("the node from its own address to a node port there, policy Local: from its own address, to any backend")
+            .told(masquerade)
+            .input(HOST_PORT, tcp().from("192.0.2.1:2044").to("192.0.2.1:30091").syn().from_host())
+            .begins(NEW)
+            .forwards(UPLINK_PORT, tcp().from("192.0.2.1:61001").to("10.244.2.10:8080").syn().hop().to_net(2)),
         native("the outside to a node port: behind the gateway's address")
             .input(UPLINK_PORT, tcp().from("198.51.100.7:2041").to("192.0.2.1:30081").syn().from_net(254))
             .begins(NEW)

@@ -251,10 +251,17 @@ fn traffic_policies() -> Vec<Row> {
                 UPLINK_PORT,
                 to_node2(tcp().from("10.244.1.1:1484").to("10.244.2.10:8080").syn().hop()),
             ),
-        row("the node from its own address to a NodePort there, policy Local: masqueraded")
+        row("the node from its own address to a NodePort there, policy Local: the address stays")
             .input(HOST_PORT, tcp().from("192.0.2.1:1491").to("192.0.2.1:30090").syn().from_host())
             .begins(NEW)
-            .forwards(WEB, to_web("10.244.1.1:1491")),
+            .forwards(WEB, to_web("192.0.2.1:1491")),
+        row("the node from its own address to a NodePort there, policy Local, no backend here: without a range behind the gateway's")
+            .input(HOST_PORT, tcp().from("192.0.2.1:1493").to("192.0.2.1:30091").syn().from_host())
+            .begins(NEW)
+            .forwards(
+                UPLINK_PORT,
+                to_node2(tcp().from("10.244.1.1:1493").to("10.244.2.10:8080").syn().hop()),
+            ),
         row("the node from its own address and a NodePort to the same: dropped")
             .input(HOST_PORT, tcp().from("192.0.2.1:30090").to("192.0.2.1:30090").syn().from_host())
             .drops(Martian),

@@ -170,10 +170,10 @@ fn with_source(packet: &Packet, who: &str, port: u16, masquerade: bool) -> Strin
     let seen_as = if who == "outside" {
         // Nobody out there knows the way to the pods' addresses.
         if masquerade || from_inside { "node1" } else { packet.from }
-    } else if masquerade || (packet.from == "node1" && !matches!(who, "near" | "near2")) {
-        // Masqueraded; or it goes through the tunnel, by which replies come only to addresses of the pods' range.
+    } else if masquerade && packet.from != "node1" {
         "gateway"
     } else {
+        // The node itself is known by its own address, masqueraded or not.
         packet.from
     };
     let is_same = seen_as == packet.from || (seen_as, packet.from) == ("gateway", "host");
