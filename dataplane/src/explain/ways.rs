@@ -426,7 +426,6 @@ impl<'a> Objects<'a> {
             let cidr = node.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv4() == v4);
             (node.addresses.iter().copied().find(|addr| addr.is_v4() == v4), cidr.copied().map(gateway_of))
         };
-        let keeps = entry.origin == Origin::Host && own == Some(*src) && self.tables.masquerade.is_some();
-        if keeps { None } else { gateway }
+        gateway.filter(|_| own != Some(*src) || self.tables.masquerade.is_none())
     }
 }

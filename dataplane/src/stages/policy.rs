@@ -222,7 +222,9 @@ fn admit(
     };
     let source = Source::of(meta, choice, next, cx.tables)?;
     let next = match next.hop() {
-        Hop::Neighbour(_) => hop::as_to_pods(&source.address, &choice.address, cx.tables).unwrap_or(next),
+        Hop::Neighbour(_) if !next.is_native() => {
+            hop::as_to_pods(&source.address, &choice.address, cx.tables).unwrap_or(next)
+        }
         _ => next,
     };
     let translated = Key { src: source.address, dst: choice.address, dport: choice.port, ..key };

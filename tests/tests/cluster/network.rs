@@ -153,11 +153,8 @@ impl Network {
     fn a_node_keeps_its_own_address(&self) {
         let services = [("to-second", 83, SECOND), ("to-third", 84, THIRD)].map(|(name, number, pod)| {
             let service = ServicePlan { name, number, node_port: 30_000 + number };
-            let local = "type: NodePort\n  externalTrafficPolicy: Local";
-            self.manifests.write(
-                &format!("{name}.yaml"),
-                &(service.manifest().replace("type: NodePort", local) + &service.slices(&[pod])),
-            );
+            let manifest = service.manifest_of("NodePort", "externalTrafficPolicy: Local");
+            self.manifests.write(&format!("{name}.yaml"), &(manifest + &service.slices(&[pod])));
             (service, pod)
         });
         self.await_tables("both services", |objects| {

@@ -108,6 +108,11 @@ impl ServicePlan {
         )
     }
 
+    /// The same, of another type and with more in its spec.
+    pub fn manifest_of(&self, kind: &str, more: &str) -> String {
+        self.manifest().replace("type: NodePort", &format!("type: {kind}\n  {more}"))
+    }
+
     /// The manifests of its EndpointSlices, one of each family.
     pub fn slices(&self, pods: &[PodPlan]) -> String {
         let service = self.name;

@@ -19,20 +19,12 @@ use wirelane_tests::privileged;
 use crate::{
     bed::{Bed, PATIENCE, Shape, ask, ask_udp, pairs},
     ends::{Datagrams, upload},
-    objects::{
-        ALL, ANSWERS, FAR, GUEST, HTTP, NAMESPACE, NEAR, PodPlan, SWALLOWS_ABOVE, ServicePlan, TO_FAR,
-        TO_NEAR,
-    },
+    objects::{ALL, ANSWERS, FAR, GUEST, HTTP, NAMESPACE, NEAR, PodPlan, SWALLOWS_ABOVE, TO_FAR, TO_NEAR},
 };
 
 /// Load-balancer addresses, in the wire's own ranges: who is asked for them is asked by ARP and neighbour discovery.
 const POOL: &str = "[[pools]]\nname = \"wire\"\naddresses = [\"192.0.2.200/29\", \"2001:db8::200/125\"]\n";
 const BALANCED: [&str; 2] = ["192.0.2.201", "2001:db8::201"];
-
-/// More of a Service's spec, and its type.
-fn with(service: ServicePlan, kind: &str, more: &str) -> String {
-    service.manifest().replace("type: NodePort", &format!("type: {kind}\n  {more}"))
-}
 
 fn addresses(texts: [&str; 2]) -> [IpAddr; 2] {
     texts.map(|text| text.parse().unwrap())
@@ -44,7 +36,7 @@ fn a_load_balancers_address_is_announced_and_clients_keep_their_source() {
         return;
     }
     let bed = Bed::shaped(Shape { control: POOL, ..Shape::default() });
-    let balanced = with(TO_NEAR, "LoadBalancer", "externalTrafficPolicy: Local").replace(
+    let balanced = TO_NEAR.manifest_of("LoadBalancer", "externalTrafficPolicy: Local").replace(
         "name: to-near, namespace: test",
         &format!(
             "name: to-near, namespace: test, annotations: {{wirelane.io/addresses: \"{}\"}}",
@@ -79,7 +71,7 @@ fn external_traffic_policies_decide_on_the_source() {
     let gateways: [IpAddr; 2] = [NODE1.gateway_ipv4().into(), NODE1.gateway_ipv6().into()];
     for (policy, seen_as) in [("Cluster", gateways), ("Local", CLIENT)] {
         let more = format!("externalTrafficPolicy: {policy}");
-        let [near, far] = [TO_NEAR, TO_FAR].map(|service| with(service, "NodePort", &more));
+        let [near, far] = [TO_NEAR, TO_FAR].map(|service| service.manifest_of("NodePort", &more));
         bed.apply("services.yaml", &(ALL.manifest() + &near + &far));
         for (node, seen_as) in pairs(NODE1.addresses(), seen_as) {
             let answer = ask(&bed.client, SocketAddr::new(node, TO_NEAR.node_port));
@@ -114,7 +106,9 @@ fn session_affinity_with_real_clients() {
     assert!(names(&bed.client, node).len() > 1, "without affinity connections are spread");
     bed.apply(
         "services.yaml",
-        &(with(ALL, "NodePort", "sessionAffinity: ClientIP") + &TO_NEAR.manifest() + &TO_FAR.manifest()),
+        &(ALL.manifest_of("NodePort", "sessionAffinity: ClientIP")
+            + &TO_NEAR.manifest()
+            + &TO_FAR.manifest()),
     );
     for (index, node) in NODE1.addresses().into_iter().enumerate() {
         let first = names(&bed.client, SocketAddr::new(node, ALL.node_port));
@@ -184,7 +178,10 @@ fn health_checks_answer_curl() {
         bed.client.run("curl", args).unwrap_or_else(|error| panic!("{url}: {error}"))
     };
     let balanced = |port: u16| {
-        with(TO_NEAR, "LoadBalancer", &format!("externalTrafficPolicy: Local\n  healthCheckNodePort: {port}"))
+        TO_NEAR.manifest_of(
+            "LoadBalancer",
+            &format!("externalTrafficPolicy: Local\n  healthCheckNodePort: {port}"),
+        )
     };
     bed.apply("services.yaml", &(ALL.manifest() + &balanced(32_000) + &TO_FAR.manifest()));
     for node in NODE1.addresses() {

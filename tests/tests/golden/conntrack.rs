@@ -2,10 +2,10 @@
 
 use wirelane_dataplane::tables::UPLINK_PORT;
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::cluster::{API, VNI, WEB};
+use wirelane_tests::cluster::{API, WEB};
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link};
+use super::link::{Link, from_node2};
 use super::{KNOWN, KNOWN_DECAP, NEW, Row, row};
 
 pub fn rows() -> Vec<Row> {
@@ -85,16 +85,7 @@ fn replies() -> Vec<Row> {
             ),
         row("the reply of a NodePort, from another node")
             .after(UPLINK_PORT, tcp().from("192.0.2.100:1306").to("192.0.2.1:30081").syn().from_net(100))
-            .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
-                let inner = tcp().from("10.244.2.10:8080").to("10.244.1.1:1306").syn_ack().link(src, dst);
-                udp()
-                    .from("192.0.2.2:50000")
-                    .to("192.0.2.1:4789")
-                    .without_checksum()
-                    .vxlan(VNI, inner)
-                    .from_net(2)
-            })
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.10:8080").to("10.244.1.1:1306").syn_ack()))
             .via(KNOWN_DECAP)
             .forwards(
                 UPLINK_PORT,
@@ -193,15 +184,8 @@ fn errors() -> Vec<Row> {
         row("a NodePort's backend on another node says that nobody listens")
             .after(UPLINK_PORT, tcp().from("192.0.2.100:1326").to("192.0.2.1:30081").syn().from_net(100))
             .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
                 let asked = tcp().from("10.244.1.1:1326").to("10.244.2.10:8080").syn().ttl(62);
-                let inner = port_unreachable(&asked).link(src, dst);
-                udp()
-                    .from("192.0.2.2:50000")
-                    .to("192.0.2.1:4789")
-                    .without_checksum()
-                    .vxlan(VNI, inner)
-                    .from_net(2)
+                from_node2(port_unreachable(&asked))
             })
             .via(KNOWN_DECAP)
             .forwards(UPLINK_PORT, {

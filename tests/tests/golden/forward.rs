@@ -8,7 +8,7 @@ use wirelane_tests::fragments::{cut, mend};
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link, to_node2, to_node3};
+use super::link::{Link, from_node2, to_node2, to_node3};
 use super::{KNOWN_DECAP, NEW, NEW_DECAP, Row, row};
 
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
@@ -24,16 +24,6 @@ fn web(sport: u16, to: &str) -> Packet {
 
 fn web_v6(sport: u16, to: &str) -> Packet {
     tcp().from("[fd00:244:1::10]:0").source_port(sport).to(to).syn().from_pod(WEB)
-}
-
-fn from_node2(inner: Packet) -> Packet {
-    let (src, dst) = link::inner_from("192.0.2.2");
-    udp()
-        .from("192.0.2.2:50000")
-        .to("192.0.2.1:4789")
-        .without_checksum()
-        .vxlan(VNI, inner.link(src, dst))
-        .from_net(2)
 }
 
 fn routes() -> Vec<Row> {

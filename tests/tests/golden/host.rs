@@ -2,10 +2,10 @@
 
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::cluster::{API, UPLINK_MAC, VNI, WEB, neighbour_mac, vtep_mac};
+use wirelane_tests::cluster::{API, UPLINK_MAC, WEB, neighbour_mac};
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link};
+use super::link::{Link, from_node2, to_node2};
 use super::{KNOWN, KNOWN_DECAP, NEW, Row, row};
 
 const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
@@ -45,10 +45,6 @@ fn not_ours() -> Vec<Row> {
 
 fn from_host() -> Vec<Row> {
     let host = |sport: u16, to: &str| tcp().from("10.244.1.1:0").source_port(sport).to(to).syn().from_host();
-    let to_node2 = |inner: Packet| {
-        let inner = inner.link(vtep_mac("192.0.2.1"), vtep_mac("192.0.2.2"));
-        udp().from("192.0.2.1:49152").to("192.0.2.2:4789").without_checksum().vxlan(VNI, inner).to_net(2)
-    };
     vec![
         row("the host to a pod")
             .input(HOST_PORT, host(1720, "10.244.1.10:80"))
@@ -82,11 +78,7 @@ fn from_host() -> Vec<Row> {
             .forwards(UPLINK_PORT, to_node2(host(1726, "10.244.2.10:80").hop())),
         row("the answer to the host's outer address")
             .after(HOST_PORT, host(1727, "10.244.2.10:80").from("192.0.2.1:1727"))
-            .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
-                let inner = tcp().from("10.244.2.10:80").to("10.244.1.1:1727").syn_ack().link(src, dst);
-                udp().from("192.0.2.2:50000").to("192.0.2.1:4789").without_checksum().vxlan(VNI, inner).from_net(2)
-            })
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.10:80").to("10.244.1.1:1727").syn_ack()))
             .via(KNOWN_DECAP)
             .forwards(HOST_PORT, tcp().from("10.244.2.10:80").to("192.0.2.1:1727").syn_ack().hop().to_host()),
         row("the host pings a pod of another node from its outer address")

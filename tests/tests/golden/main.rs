@@ -446,6 +446,13 @@ mod link {
         outer.vxlan(VNI, inner).to_net(2)
     }
 
+    /// From `node2` into this node, as Linux sends it: without an outer checksum.
+    pub fn from_node2(inner: Packet) -> Packet {
+        let (src, dst) = inner_from("192.0.2.2");
+        let outer = udp().from("192.0.2.2:50000").to("192.0.2.1:4789").without_checksum();
+        outer.vxlan(VNI, inner.link(src, dst)).from_net(2)
+    }
+
     /// To `node3`, whose tunnel is over IPv6.
     pub fn to_node3(inner: Packet) -> Packet {
         let inner = inner.link(cluster::vtep_mac("192.0.2.1"), cluster::vtep_mac("2001:db8::3"));

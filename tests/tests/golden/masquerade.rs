@@ -3,11 +3,11 @@
 use wirelane_dataplane::tables::objects::Masquerade;
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::cluster::{API, DB, VNI, WEB, service};
+use wirelane_tests::cluster::{API, DB, WEB, service};
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link, to_node2};
+use super::link::{Link, from_node2, to_node2};
 use super::{KNOWN, KNOWN_DECAP, NEW, Row, row};
 
 const TO_POLICY: &[&str] = &["parse", "conntrack", "service", "policy"];
@@ -25,8 +25,12 @@ fn masquerade(control: &mut Control) {
 }
 
 fn limited(control: &mut Control, per_pod: u32) {
+    excepting(control, &["10.0.0.0/8", "203.0.113.0/24", "fd00::/8"], per_pod);
+}
+
+fn excepting(control: &mut Control, nets: &[&str], per_pod: u32) {
     control.change_local_node(|node| {
-        let except = ["10.0.0.0/8", "203.0.113.0/24", "fd00::/8"].map(|net| net.parse().unwrap()).to_vec();
+        let except = nets.iter().map(|net| net.parse().unwrap()).collect();
         node.masquerade = Some(Masquerade { except, ports: PORT..=PORT, per_pod });
     });
 }
@@ -67,12 +71,7 @@ fn outward() -> Vec<Row> {
             .begins(NEW)
             .forwards(UPLINK_PORT, from_node(syn(1603, "192.0.2.2:6443")).to_net(2)),
         row("a pod to another node's address, which is excepted: from its own address, as to that node's pods")
-            .told(|control| {
-                control.change_local_node(|node| {
-                    let except = vec!["192.0.2.0/24".parse().unwrap()];
-                    node.masquerade = Some(Masquerade { except, ports: PORT..=PORT, per_pod: 0 });
-                });
-            })
+            .told(|control| excepting(control, &["192.0.2.0/24"], 0))
             .input(API, syn(1608, "192.0.2.2:6443").from_pod(API))
             .begins(NEW)
             .forwards(UPLINK_PORT, to_node2(syn(1608, "192.0.2.2:6443").hop())),
@@ -253,11 +252,7 @@ fn of_the_node() -> Vec<Row> {
         row("the answer to the node, by the tunnel")
             .told(masquerade)
             .after(HOST_PORT, own(1671, "10.244.2.10:1671").from_host())
-            .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
-                let inner = answer("10.244.2.10:1671", "192.0.2.1:61000").link(src, dst);
-                udp().from("192.0.2.2:50000").to("192.0.2.1:4789").without_checksum().vxlan(VNI, inner).from_net(2)
-            })
+            .input(UPLINK_PORT, from_node2(answer("10.244.2.10:1671", "192.0.2.1:61000")))
             .via(KNOWN_DECAP)
             .forwards(HOST_PORT, answer("10.244.2.10:1671", "192.0.2.1:1671").hop().to_host()),
         row("the answer to the node, bare: as Linux sends it")

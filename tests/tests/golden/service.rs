@@ -3,11 +3,11 @@
 use wirelane_dataplane::tables::objects::ObjectKey;
 use wirelane_dataplane::tables::{HOST_PORT, UPLINK_PORT};
 use wirelane_dataplane::verdict::DropReason;
-use wirelane_tests::cluster::{API, VNI, WEB};
+use wirelane_tests::cluster::{API, WEB};
 use wirelane_tests::node::Control;
 use wirelane_tests::packet::*;
 
-use super::link::{self, Link, to_node2, to_node3};
+use super::link::{Link, from_node2, to_node2, to_node3};
 use super::{KNOWN, NEW, NEW_DECAP, Row, row};
 
 const TO_SERVICE: &[&str] = &["parse", "conntrack", "service"];
@@ -145,16 +145,7 @@ fn cluster_ips() -> Vec<Row> {
             .begins(NEW)
             .forwards(WEB, sctp(1412, 5000).from("10.244.1.11").to("10.244.1.10").hop().to_pod(WEB)),
         row("out of a tunnel to a ClusterIP")
-            .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
-                let inner = tcp().from("10.244.2.11:1413").to("10.96.0.10:80").syn().link(src, dst);
-                udp()
-                    .from("192.0.2.2:50000")
-                    .to("192.0.2.1:4789")
-                    .without_checksum()
-                    .vxlan(VNI, inner)
-                    .from_net(2)
-            })
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.11:1413").to("10.96.0.10:80").syn()))
             .begins(NEW_DECAP)
             .forwards(WEB, tcp().from("10.244.2.11:1413").to("10.244.1.10:8080").syn().hop().to_pod(WEB)),
         row("from outside to a ClusterIP: masqueraded, as kube-proxy does")
@@ -266,16 +257,7 @@ fn traffic_policies() -> Vec<Row> {
             .input(HOST_PORT, tcp().from("192.0.2.1:30090").to("192.0.2.1:30090").syn().from_host())
             .drops(Martian),
         row("out of a tunnel to a NodePort, policy Local")
-            .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
-                let inner = tcp().from("10.244.2.11:1485").to("192.0.2.1:30090").syn().link(src, dst);
-                udp()
-                    .from("192.0.2.2:50000")
-                    .to("192.0.2.1:4789")
-                    .without_checksum()
-                    .vxlan(VNI, inner)
-                    .from_net(2)
-            })
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.11:1485").to("192.0.2.1:30090").syn()))
             .begins(NEW_DECAP)
             .forwards(WEB, to_web("10.244.2.11:1485")),
         row("a load balancer's address, from its source ranges")
@@ -428,16 +410,7 @@ fn refused() -> Vec<Row> {
                     .to_net(254),
             ),
         row("no backend, out of a tunnel: the answer goes back through it")
-            .input(UPLINK_PORT, {
-                let (src, dst) = link::inner_from("192.0.2.2");
-                let inner = tcp().from("10.244.2.11:1451").to("10.96.0.13:80").syn().link(src, dst);
-                udp()
-                    .from("192.0.2.2:50000")
-                    .to("192.0.2.1:4789")
-                    .without_checksum()
-                    .vxlan(VNI, inner)
-                    .from_net(2)
-            })
+            .input(UPLINK_PORT, from_node2(tcp().from("10.244.2.11:1451").to("10.96.0.13:80").syn()))
             .via(&["parse", "decap", "conntrack", "service"])
             .refuses(
                 NoBackend,
